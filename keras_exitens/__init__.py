@@ -1,0 +1,35 @@
+"""Multi-exit networks for Keras, trained by exit-ensemble distillation."""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Loaded on first use (PEP 562), so that importing a light
+# module such as `keras_exitens.checks` loads neither Keras nor TensorFlow.
+_EXPORTS = {
+    "add_exits": "attach",
+    "strip_exits": "attach",
+    "exit_names": "attach",
+    "exit_features": "attach",
+    "cost": "costs",
+    "ExitCost": "costs",
+    "ExitEnsembleDistiller": "distiller",
+}
+_MODULES = ("applications", "data", "objectives")
+
+__all__ = [*_EXPORTS, *_MODULES]
+
+
+def __getattr__(name):
+    if name in _EXPORTS:
+        value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

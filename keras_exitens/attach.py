@@ -1,0 +1,253 @@
+"""Attaches exits to a network, takes them off again, and tells what is there."""
+
+import itertools
+import math
+import warnings
+
+import keras
+from keras import layers
+
+from keras_exitens import checks
+from keras_exitens.classifier import find_classifier, last_map
+from keras_exitens.costs import cost
+from keras_exitens.graph import Graph, flatten, is_map, spatial_size
+from keras_exitens.layers import HEADS, ExitLogits, apply_head
+from keras_exitens.names import FINAL, exit_order
+from keras_exitens.placement import place
+
+__all__ = ["add_exits", "exit_features", "exit_names", "strip_exits"]
+
+
+def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=None):
+    """Turns an image classification network into a multi-exit network.
+
+    The layers of `model` are shared, not copied: building changes nothing in `model`, and training the
+    result trains `model`. Each exit is a small head on an inner feature map that leads to a feature of the
+    same width D as the one that enters the network's own classifier, and a classifier of its own.
+
+    Args:
+        model: a functional or built Sequential `keras.Model` with one image input and one output of class
+            scores: softmax, log-softmax or logits, or a single sigmoid unit (taken as the two logits
+            `[0, z]`). Nested models are made flat.
+        exits: int, the number of early exits; or a list of layer names, in order. Layer `b` of a nested
+            model `a` is `"a/b"`.
+        placement: where a number of exits go. `"compute"` (default): at the cuts that split the network's
+            multiply-adds most evenly. `"stage"`: at the last map of each spatial resolution.
+        head: `"bottleneck"` (default: 1×1, strided 3×3 and 1×1 convolution with an inner width of a
+            quarter), `"conv"` (3×3 convolutions, as in the paper), `"separable"` (depthwise 3×3 and 1×1),
+            `"linear"` (global pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a
+            map or a vector as KerasTensor, where `width` is the channel count of the last feature map.
+            Convolutional heads have one stride-2 block for each halving of the resolution that remains.
+        name: str, name of the result; by default the name of `model` with `_exits` added.
+
+    Returns:
+        A functional `keras.Model` whose output is a dict `{"exit_1", ..., "final"}` of float32 logits, each
+        `(batch, classes)`.
+
+    Raises:
+        TypeError: `model` is not a functional model.
+        ValueError: `model` is not a single-label image classifier; there is no such layer, or no exit can
+            stand there; exits repeated or out of order; more exits than the network has places for; an
+            unknown `placement` or `head`.
+
+    Example:
+
+    ```python
+    backbone = keras.applications.ResNet50(weights=None, classes=100, input_shape=(64, 64, 3))
+    model = kx.add_exits(backbone, exits=3)
+    model(images)["exit_1"]
+    ```
+
+    Reference: Lee & Lee, Students are the Best Teacher: Exit-Ensemble Distillation with Multi-Exits,
+    arXiv 2104.00299.
+    """
+    _check_backbone(model)
+    if not callable(head):
+        checks.one_of("head", head, tuple(HEADS))
+    inputs, output, named = flatten(model)
+    graph = Graph(keras.tree.flatten(inputs), keras.tree.flatten(output))
+    output = graph.outputs[0]
+    classifier = find_classifier(graph, output)
+    data_format = _data_format(graph)
+    end = last_map(graph, classifier, data_format)
+    tensors = place(graph, named, exits, placement, end, data_format)
+    _check_free_names(named, len(tensors))
+
+    shapes = graph.shapes()
+    channels = 1 if data_format == "channels_first" else -1
+
+    def attach(tensor, exit_name):
+        feature = apply_head(
+            head,
+            tensor,
+            width=end.shape[channels],
+            features=classifier.features,
+            halvings=_halvings(shapes[id(tensor)], shapes[id(end)], data_format),
+            data_format=data_format,
+            name=exit_name,
+        )
+        # Logits are float32 under any precision policy.
+        dense = layers.Dense(classifier.units, dtype="float32", name=f"{exit_name}_classifier")
+        return ExitLogits(dense, classifier.activation, name=exit_name)(feature)
+
+    outputs = {f"exit_{i}": attach(tensor, f"exit_{i}") for i, tensor in enumerate(tensors, 1)}
+    outputs[FINAL] = ExitLogits(classifier.layer, classifier.activation, name=FINAL)(classifier.feature)
+    result = keras.Model(inputs, outputs, name=name or f"{model.name}_exits")
+    _warn_of_costly_heads(result)
+    return result
+
+
+def strip_exits(model, exit="final", activation="restore"):
+    """The plain single-output network that ends at one exit, its layers shared with `model`.
+
+    Args:
+        model: the result of `add_exits`.
+        exit: name of the exit to end at; `"final"` (default) gives the user's own network back.
+        activation: `"restore"` (default): the output is activated as in the user's model, and the result
+            holds only Keras's own layers (and those of the user). `None`: the output is the logits.
+
+    Returns:
+        A functional `keras.Model` with one output, `(batch, classes)`; `(batch, 1)` where the activation of
+        a single-unit sigmoid classifier is restored.
+
+    Raises:
+        ValueError: there is no such exit, or `activation` is neither `"restore"` nor `None`.
+    """
+    names = exit_names(model)
+    checks.one_of("exit", exit, tuple(names))
+    checks.one_of("activation", activation, ("restore", None))
+    logits = model.output[exit]
+    if activation is None:
+        return keras.Model(model.input, logits, name=model.name)
+    graph = Graph(model.inputs, [logits])
+    found = find_classifier(graph, logits)
+    output = found.layer(found.feature)
+    if len(output.shape) > 2:
+        output = layers.GlobalAveragePooling2D(data_format=found.layer.data_format)(output)
+    if (
+        found.layer.activation is keras.activations.linear
+        and found.activation is not keras.activations.linear
+    ):
+        output = layers.Activation(found.activation, dtype="float32", name=f"{exit}_activation")(output)
+    return keras.Model(model.input, output, name=model.name)
+
+
+def exit_names(model):
+    """Names of the exits of a multi-exit model, first exit first, `"final"` last.
+
+    Args:
+        model: the result of `add_exits`, also after saving, loading or cloning; or a functional model with a
+            dict of logits, whose exits are ordered by the number of operations they need.
+
+    Returns:
+        A list of str.
+
+    Raises:
+        ValueError: `model` is not a multi-exit model.
+    """
+    return exit_order(model)
+
+
+def exit_features(model):
+    """The features that enter the classifiers of a multi-exit model.
+
+    Args:
+        model: the result of `add_exits`, or a functional model with a dict of logits.
+
+    Returns:
+        A dict from exit name to KerasTensor `(batch, D)`, in the order of `exit_names`. A map that enters a
+        convolutional classifier is averaged over height and width.
+
+    Raises:
+        ValueError: `model` is not a multi-exit model, or an exit does not end in a classifier.
+    """
+    graph = Graph.of(model)
+    return {name: _pooled(find_classifier(graph, model.output[name])) for name in exit_order(model)}
+
+
+def _pooled(classifier):
+    if not is_map(classifier.feature):
+        return classifier.feature
+    return layers.GlobalAveragePooling2D(data_format=classifier.layer.data_format)(classifier.feature)
+
+
+def _check_backbone(model):
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise checks.error(
+            "The Sequential model is not built: its layers have no shapes yet.",
+            expected="a built model",
+            received=f"{model.name!r}, unbuilt",
+            fix="put keras.Input(shape=(height, width, channels)) first, or call model.build((None, height, "
+            "width, channels))",
+        )
+    if not isinstance(model, keras.Model) or not isinstance(model, keras.Sequential | keras.Function):
+        raise checks.error(
+            "Exits can be attached to functional and Sequential models only.",
+            expected="a keras.Model made by keras.Model(inputs, outputs) or keras.Sequential",
+            received=f"{type(model).__name__}, a subclassed model with its own call()"
+            if isinstance(model, keras.Model)
+            else repr(type(model)),
+            fix="rebuild the network with the functional API, so that its inner tensors are known",
+            kind=TypeError,
+        )
+    if len(model.outputs) != 1:
+        raise checks.error(
+            "The model has several outputs.",
+            expected="one output of class scores, (batch, classes)",
+            received=f"{len(model.outputs)} outputs: {model.output_names}",
+            fix="pass keras.Model(model.inputs, model.outputs[i]) with the output that classifies"
+            + (
+                "; this model has exits already: strip_exits(model) gives the plain network back"
+                if any(isinstance(layer, ExitLogits) for layer in model.layers)
+                else ""
+            ),
+        )
+    if len(model.inputs) != 1 or not is_map(model.inputs[0]):
+        raise checks.error(
+            "The model does not take one batch of images.",
+            expected="one input of shape (batch, height, width, channels)",
+            received=f"inputs of shape {[tuple(t.shape) for t in model.inputs]}",
+            fix="pass an image classification network",
+        )
+
+
+def _check_free_names(named, count):
+    # Every new layer is called exit_i or exit_i_..., and the last one final.
+    for i in [*range(1, count + 1)]:
+        taken = [n for n in named if n == f"exit_{i}" or n.startswith(f"exit_{i}_") or n == FINAL]
+        if taken:
+            raise checks.error(
+                "The network has layers with the names of exits.",
+                expected=f"no layer called 'final', 'exit_{i}' or 'exit_{i}_...'",
+                received=f"layers {taken!r}",
+                fix="rename these layers of the network",
+            )
+
+
+def _data_format(graph):
+    formats = (getattr(step.operation, "data_format", None) for step in graph.steps)
+    return next((f for f in formats if f is not None), keras.config.image_data_format())
+
+
+def _halvings(shape, end, data_format):
+    """How often the longer side is halved from one map to the other, to the nearest whole number."""
+    ratio = max(spatial_size(shape, data_format)) / max(spatial_size(end, data_format))
+    return max(round(math.log2(ratio)), 0)
+
+
+def _warn_of_costly_heads(model):
+    """Warns of exits that alone, without the heads before them, cost more than the network does."""
+    costs = cost(model)
+    reached = itertools.accumulate(costs.stage_multiply_adds)
+    excess = {
+        name: f"{stages + head:,} ({head:,} of them its head)"
+        for name, stages, head in zip(costs.names, reached, costs.head_multiply_adds, strict=True)
+        if stages + head > costs.backbone
+    }
+    if excess:
+        listed = ", ".join(f"{name!r} {count}" for name, count in excess.items())
+        warnings.warn(
+            f"An exit costs more multiply-adds than the whole network without exits, {costs.backbone:,}: "
+            f"{listed}. Use a lighter head (head='separable' or 'linear') or an earlier layer.",
+            stacklevel=3,
+        )

@@ -1,0 +1,69 @@
+"""Argument checks with one message form: what, expected, received, and how to mend it."""
+
+import difflib
+import importlib
+
+__all__ = ["error", "nearest", "optional_import", "one_of", "number"]
+
+
+def error(what, *, expected, received, fix, kind=ValueError):
+    """Returns (does not raise) an exception in the library's one message form."""
+    return kind(f"{what}\n  Expected: {expected}\n  Received: {received}\n  To mend it: {fix}")
+
+
+def nearest(name, names, count=3):
+    """Up to `count` of `names` that look most like `name`, as text for an error message."""
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=count, cutoff=0.3)
+    return ", ".join(repr(n) for n in close) or "(none is similar)"
+
+
+def one_of(argument, value, choices):
+    """Returns `value` when it is among `choices`, else raises `ValueError`."""
+    if value not in choices:
+        raise error(
+            f"`{argument}` is not one of the known values.",
+            expected=" or ".join(repr(c) for c in choices),
+            received=f"{argument}={value!r}",
+            fix=f"did you mean {nearest(value, choices, 1)}?",
+        )
+    return value
+
+
+def number(argument, value, *, low=None, high=None, above=None, below=None):
+    """Returns `value` when it is a finite real number within the bounds, else raises `ValueError`.
+
+    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones.
+    """
+    bounds = [
+        (low, "at least", lambda v: v >= low),
+        (high, "at most", lambda v: v <= high),
+        (above, "above", lambda v: v > above),
+        (below, "below", lambda v: v < below),
+    ]
+    try:
+        real = not isinstance(value, bool) and abs(float(value)) != float("inf") and value == value
+    except (TypeError, ValueError):
+        real = False
+    if not real or not all(test(value) for bound, _, test in bounds if bound is not None):
+        wording = " and ".join(f"{word} {bound}" for bound, word, _ in bounds if bound is not None)
+        raise error(
+            f"`{argument}` is out of range.",
+            expected=f"a finite number {wording}".rstrip(),
+            received=f"{argument}={value!r}",
+            fix=f"pass a value {wording}" if wording else "pass a finite number",
+        )
+    return value
+
+
+def optional_import(module, extra):
+    """Imports an optional package, or raises `ImportError` with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        raise error(
+            f"`{module}` could not be imported ({cause}).",
+            expected=f"the optional package that provides `{module}`",
+            received="an environment without it",
+            fix=f'pip install "keras-exitens[{extra}]"',
+            kind=ImportError,
+        ) from cause

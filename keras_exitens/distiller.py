@@ -1,0 +1,345 @@
+"""`ExitEnsembleDistiller`: trains a multi-exit network in Keras's own `fit`."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_exitens import checks
+from keras_exitens.attach import exit_features, exit_names
+from keras_exitens.ensemble import mean
+from keras_exitens.exit_metrics import per_exit
+from keras_exitens.guards import NonFiniteLoss, label_errors_explained
+from keras_exitens.losses import check_labels, per_sample, standard_labels
+from keras_exitens.objectives import EED, TERMS, Objective
+
+__all__ = ["ExitEnsembleDistiller"]
+
+ENSEMBLE = "ensemble"
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class ExitEnsembleDistiller(keras.Model):
+    """Trains a multi-exit network so that its exits teach each other.
+
+    Used as any `keras.Model`: `compile`, `fit`, `evaluate`, `predict`, `save`. Each step runs the network
+    once. Calling it, and `predict`, give the dict of logits of the exits, in order, plus `"ensemble"`, their
+    mean. The network that is trained is `distiller.model`.
+
+    The loss of a batch is `(1 / rows) sum_b w_b sum_terms term_b + regularisation`, where the terms come from
+    the objective, w is `sample_weight` (1 without), and `rows` counts the rows on all replicas: the reduction
+    of Keras's `"sum_over_batch_size"`, exact for uneven batches too.
+
+    Logged are `loss`, `classification_loss`, `distillation_loss`, `feature_loss` (means over samples, weights
+    of the terms included) and each metric at each exit and at the ensemble: `exit_1_accuracy`, ...,
+    `final_accuracy`, `ensemble_accuracy`; with `val_` before each in validation.
+
+    Args:
+        model: the result of `add_exits`, or a functional model with a dict of logits, each `(batch, classes)`.
+            Its final exit is the one named `"final"`, or else the one that needs most operations.
+        objective: an objective of `keras_exitens.objectives`; default `EED()`.
+        name: str, name of the distiller.
+
+    Raises:
+        ValueError: `model` is not a multi-exit model, or its outputs are not logits; the objective compares
+            features and those of the exits have different widths, or it does not fit the number of exits.
+
+    Example:
+
+    ```python
+    model = kx.add_exits(backbone)
+    distiller = kx.ExitEnsembleDistiller(model)
+    distiller.compile(optimizer="sgd", metrics=["accuracy"])
+    distiller.fit(images, labels, validation_split=0.1, epochs=2)
+    ```
+
+    Reference: Lee & Lee, Students are the Best Teacher: Exit-Ensemble Distillation with Multi-Exits,
+    arXiv 2104.00299.
+    """
+
+    def __init__(self, model, objective=None, name=None, **kwargs):
+        names = exit_names(model)
+        objective = EED() if objective is None else objective
+        _check_objective(objective, names)
+        features = _matching_features(model, objective, names)
+        _check_logits(model, names)
+        # Keras wraps the optimizer for loss scaling by the policy of the model that is compiled: this one.
+        super().__init__(name=name, dtype=_policy(model), **kwargs)
+        self.model = model
+        self.objective = objective
+        self._names = tuple(names)
+        network = keras.Model(model.input, ([model.output[n] for n in names], features))
+        # A function, so that Keras does not track (and save) the layers a second time.
+        self._forward = lambda x, training: network(x, training=training)
+        self._state = {"step": self._scalar("step", 0, "int64")}
+        for key, value in objective.initial_state().items():
+            self._state[key] = self._scalar(key, value, "float32")
+        self._term_trackers = None
+        self.built = True
+
+    def _scalar(self, name, value, dtype):
+        return self.add_weight(
+            shape=(),
+            initializer=keras.initializers.Constant(value),
+            dtype=dtype,
+            trainable=False,
+            autocast=False,
+            # Every replica computes the same value, from statistics of the global batch.
+            aggregation="only_first_replica",
+            name=name,
+        )
+
+    @property
+    def classes(self):
+        """Number of classes: the width of the logits."""
+        return self.model.output[self._names[-1]].shape[-1]
+
+    def call(self, inputs, training=None, with_features=False):
+        """Logits of all exits and of the ensemble.
+
+        Args:
+            inputs: images `(batch, height, width, channels)`.
+            training: bool, whether layers run in training mode.
+            with_features: bool, whether to give the features as well.
+
+        Returns:
+            A dict from exit name to logits `(batch, classes)`, `"ensemble"` last; with `with_features`, a
+            pair of that dict and the list of features `(batch, D)`, empty where the objective uses none.
+        """
+        logits, features = self._forward(inputs, training)
+        outputs = dict(zip(self._names, logits, strict=True))
+        outputs[ENSEMBLE] = mean(logits)
+        return (outputs, features) if with_features else outputs
+
+    def compile(self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None, **kwargs):
+        """Configures training.
+
+        Args:
+            optimizer: name or instance of a Keras optimizer.
+            loss: the classification loss of each exit. `None` (default): cross-entropy from logits, sparse or
+                categorical by the rank of the labels. The name of a Keras loss is taken *from logits*. A
+                `keras.losses.Loss` must have `from_logits=True` and the default reduction. A function
+                `(y, logits)` must give one value per sample.
+            metrics: list of metrics, each measured at every exit and at the ensemble. Metrics of
+                probabilities get the softmax of the logits; those with `from_logits=True` get logits. Labels
+                are converted to class ids or one-hot rows as the metric wants.
+            weighted_metrics: the same, weighted by `sample_weight`.
+            **kwargs: `run_eagerly`, `steps_per_execution`, `jit_compile`, `auto_scale_loss` of
+                `keras.Model.compile`.
+
+        Raises:
+            ValueError: the loss wants probabilities or is not per sample; `metrics` is a dict;
+                `loss_weights` is given (weights belong to the objective).
+        """
+        if kwargs.pop("loss_weights", None) is not None:
+            raise checks.error(
+                "`loss_weights` is not taken.",
+                expected="weights of exits and terms as arguments of the objective",
+                received="loss_weights=...",
+                fix="for instance ExitEnsembleDistiller(model, objectives.CrossEntropy(weights=[...]))",
+            )
+        sample_loss = per_sample(loss, self.classes)
+        names = [*self._names, ENSEMBLE]
+        super().compile(
+            optimizer=optimizer,
+            loss=None,
+            metrics=per_exit(metrics, names, "metrics"),
+            weighted_metrics=per_exit(weighted_metrics, names, "weighted_metrics"),
+            **kwargs,
+        )
+        self._sample_loss = sample_loss
+        self._term_trackers = _Trackers({term: keras.metrics.Mean(name=f"{term}_loss") for term in TERMS})
+        self._compile_arguments = _Untracked(
+            {
+                "optimizer": self.optimizer,
+                "loss": loss,
+                "metrics": metrics,
+                "weighted_metrics": weighted_metrics,
+                **kwargs,
+            }
+        )
+
+    def train_step(self, data):
+        """One update of the weights from one batch `(x, y[, sample_weight])`."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y = standard_labels(y, self.classes)
+        with tf.GradientTape() as tape:
+            outputs, features = self(x, training=True, with_features=True)
+            loss, new_state = self._loss(outputs, features, y, sample_weight)
+            loss = self.optimizer.scale_loss(loss)
+        weights = self.trainable_weights
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        for key, value in new_state.items():
+            self._state[key].assign(value)
+        self._state["step"].assign_add(1)
+        return self.compute_metrics(x, y, outputs, sample_weight)
+
+    def test_step(self, data):
+        """Loss and metrics of one batch; changes no weight, statistic or state."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        y = standard_labels(y, self.classes)
+        outputs, features = self(x, training=False, with_features=True)
+        self._loss(outputs, features, y, sample_weight)
+        return self.compute_metrics(x, y, outputs, sample_weight)
+
+    def _loss(self, outputs, features, y, sample_weight):
+        """The loss of this replica's part of the batch, such that the sum over replicas is the loss.
+
+        Also counts it in the trackers. Returns the loss and the state after the batch.
+        """
+        replicas, all_sum = _replicas()
+        rows = all_sum(ops.cast(ops.shape(y)[0], "float32"))
+        terms, new_state = self.objective(
+            [outputs[name] for name in self._names],
+            features or None,
+            y,
+            {key: ops.convert_to_tensor(variable) for key, variable in self._state.items()},
+            loss=self._sample_loss,
+            batch_mean=lambda values: all_sum(ops.sum(values)) / rows,
+        )
+        if sample_weight is not None:
+            sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
+            terms = {key: value * ops.cast(sample_weight, value.dtype) for key, value in terms.items()}
+        total = sum(terms.values())
+        added = sum(
+            (ops.cast(ops.sum(loss), total.dtype) for loss in self.losses), ops.zeros((), total.dtype)
+        )
+        self._loss_tracker.update_state(total + added)
+        for name, tracker in self._term_trackers.items():
+            tracker.update_state(terms.get(name, ops.zeros_like(total)))
+        return ops.sum(total) / ops.cast(rows, total.dtype) + added / replicas, new_state
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Updates the metrics of all exits from the dict of logits; see `keras.Model.compute_metrics`."""
+        stacked = ops.stack([y_pred[name] for name in (*self._names, ENSEMBLE)], axis=1)
+        return super().compute_metrics(x, y, stacked, sample_weight)
+
+    @property
+    def metrics(self):
+        """The loss, its terms, and the metrics of all exits."""
+        metrics = super().metrics
+        if self._term_trackers is None:
+            return metrics
+        return [metrics[0], *self._term_trackers.values(), *metrics[1:]]
+
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
+        """Trains; see `keras.Model.fit`, whose arguments it takes.
+
+        Labels that are arrays are checked first. A loss that is not finite stops training.
+
+        Raises:
+            ValueError: labels out of range or of the wrong shape.
+            FloatingPointError: the loss became NaN or infinite.
+        """
+        check_labels(y, self.classes)
+        callbacks = NonFiniteLoss.first_of(callbacks)
+        with label_errors_explained(self.classes):
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+
+    def evaluate(self, x=None, y=None, **kwargs):
+        """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes by name."""
+        check_labels(y, self.classes)
+        with label_errors_explained(self.classes):
+            return super().evaluate(x, y, **kwargs)
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "model": keras.saving.serialize_keras_object(self.model),
+            "objective": keras.saving.serialize_keras_object(self.objective),
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        config = dict(config)
+        model = keras.saving.deserialize_keras_object(config.pop("model"))
+        objective = keras.saving.deserialize_keras_object(config.pop("objective"))
+        return cls(model, objective, **config)
+
+    def get_compile_config(self):
+        if self.compiled:
+            return keras.saving.serialize_keras_object(self._compile_arguments.value)
+        return None
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+
+class _Untracked:
+    """Holds a value that Keras must not track, and so not save or count, as part of the model."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+class _Trackers(_Untracked):
+    def values(self):
+        return self.value.values()
+
+    def items(self):
+        return self.value.items()
+
+
+def _replicas():
+    """The number of replicas, and the function that sums a scalar over them."""
+    strategy = tf.distribute.get_strategy()
+    count = strategy.num_replicas_in_sync
+    if count == 1:
+        return 1, lambda value: value
+    context = tf.distribute.get_replica_context()
+    return count, lambda value: context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+def _policy(model):
+    policies = [layer.dtype_policy for layer in model.layers]
+    return next((p for p in policies if p.name == "mixed_float16"), None)
+
+
+def _check_objective(objective, names):
+    if not isinstance(objective, Objective):
+        raise checks.error(
+            "`objective` is not an objective.",
+            expected="an instance of a class in keras_exitens.objectives",
+            received=f"objective={objective!r}",
+            fix="for instance objectives.EED()" + (", with brackets" if isinstance(objective, type) else ""),
+        )
+    objective.check(len(names))
+    if ENSEMBLE in names:
+        raise checks.error(
+            "An exit is called 'ensemble'.",
+            expected="any other name: 'ensemble' is the mean of all exits",
+            received=f"exits {names}",
+            fix="rename that output of the model",
+        )
+
+
+def _matching_features(model, objective, names):
+    if not objective.uses_features:
+        return []
+    features = exit_features(model)
+    widths = {name: tensor.shape[-1] for name, tensor in features.items()}
+    if len(set(widths.values())) > 1:
+        raise checks.error(
+            f"{type(objective).__name__} compares the features of the exits, and they differ in width.",
+            expected="features of one width, as add_exits makes them",
+            received=f"widths {widths}",
+            fix="pass an objective with feature_weight=0, or give all classifiers inputs of one width",
+        )
+    return [features[name] for name in names]
+
+
+def _check_logits(model, names):
+    for name in names:
+        operation = model.output[name]._keras_history.operation
+        activation = getattr(operation, "activation", None)
+        ours = type(operation).__name__ == "ExitLogits"
+        if not ours and (
+            activation not in (None, keras.activations.linear)
+            or type(operation).__name__ in ("Softmax", "Sigmoid")
+        ):
+            raise checks.error(
+                f"The output {name!r} is not logits.",
+                expected="the values before softmax",
+                received=f"the output of layer {operation.name!r} with an activation",
+                fix="build that layer with activation=None",
+            )

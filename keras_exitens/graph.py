@@ -1,0 +1,205 @@
+"""A functional Keras model as a directed acyclic graph of operation calls.
+
+Everything that attaches, costs or cuts a network asks the same few questions: in which order do the
+operations run, which tensors does a tensor depend on, and which tensors are still needed at a given point.
+`Graph` answers them. Nested models are made flat first, so that no caller sees them.
+"""
+
+import dataclasses
+
+import keras
+from keras import tree
+
+__all__ = ["Graph", "Step", "flatten", "is_map", "spatial_size"]
+
+NOMINAL_SIZE = 224  # pixels assumed where a model takes images of any size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+    """One call of one operation: `outputs = operation(inputs)`. A shared layer gives several steps."""
+
+    index: int
+    node: object
+
+    @property
+    def operation(self):
+        return self.node.operation
+
+    @property
+    def inputs(self):
+        return self.node.input_tensors
+
+    @property
+    def outputs(self):
+        return self.node.outputs
+
+
+class Graph:
+    """The steps between the inputs and the outputs of a model, in an order in which they can run.
+
+    Args:
+        inputs: list of KerasTensors at which the graph begins.
+        outputs: list of KerasTensors at which it ends.
+    """
+
+    def __init__(self, inputs, outputs):
+        self.inputs = list(inputs)
+        self.outputs = list(outputs)
+        self.steps = [Step(i, node) for i, node in enumerate(_ordered_nodes(self.inputs, self.outputs))]
+        self._producer = {id(t): step for step in self.steps for t in step.outputs}
+
+    @classmethod
+    def of(cls, model):
+        """The graph of a functional model, from its inputs to all of its outputs."""
+        return cls(model.inputs, model.outputs)
+
+    def producer(self, tensor):
+        """The step that makes `tensor`, or `None` for an input of the graph."""
+        return self._producer.get(id(tensor))
+
+    def ancestors(self, *tensors):
+        """Indices of all steps that have to run to make `tensors`."""
+        found = set()
+        pending = [self.producer(t) for t in tensors]
+        while pending:
+            step = pending.pop()
+            if step is not None and step.index not in found:
+                found.add(step.index)
+                pending.extend(self.producer(t) for t in step.inputs)
+        return found
+
+    def shapes(self):
+        """The shape of every tensor, with one row to a batch.
+
+        Where the model leaves height or width open, it is taken as `NOMINAL_SIZE` pixels at the input.
+
+        Returns:
+            A dict from `id(tensor)` to a shape tuple.
+        """
+        known = {id(t): t.shape for step in self.steps for t in (*step.inputs, *step.outputs)} | {
+            id(t): t.shape for t in self.inputs
+        }
+        if all(None not in shape[1:] for shape in known.values()):
+            return {key: (1, *shape[1:]) for key, shape in known.items()}
+        values = {}
+        for t in self.inputs:
+            shape = (1, *(NOMINAL_SIZE if size is None else size for size in t.shape[1:]))
+            values[id(t)] = keras.KerasTensor(shape, dtype=t.dtype)
+        for step in self.steps:
+            args, kwargs = step.node.arguments.fill_in(values)
+            made = tree.flatten(step.operation.compute_output_spec(*args, **kwargs))
+            values.update(zip((id(t) for t in step.outputs), made, strict=True))
+        return {key: value.shape for key, value in values.items()}
+
+    def live_after(self):
+        """For each step, the tensors that exist once it has run and that are needed later.
+
+        Returns:
+            A list, parallel to `steps`, of tuples of KerasTensors. Where a tuple holds a single tensor, the
+            rest of the network depends on nothing else: the network can be cut there.
+        """
+        last_use = {}
+        for step in self.steps:
+            for t in step.inputs:
+                last_use[id(t)] = step.index
+        for t in self.outputs:
+            last_use[id(t)] = len(self.steps)
+        live = {id(t): t for t in self.inputs if id(t) in last_use}
+        result = []
+        for step in self.steps:
+            live.update((id(t), t) for t in step.outputs if id(t) in last_use)
+            for t in (*step.inputs, *step.outputs):
+                if last_use.get(id(t)) == step.index:
+                    live.pop(id(t), None)
+            result.append(tuple(live.values()))
+        return result
+
+
+def _ordered_nodes(inputs, outputs):
+    """The nodes that lead from `inputs` to `outputs`, every node after those it depends on."""
+    stop = {id(t) for t in inputs}
+    ordered, seen = [], set()
+    pending = [(_node_of(t), False) for t in reversed(outputs) if id(t) not in stop]
+    while pending:
+        node, expanded = pending.pop()
+        if expanded:
+            ordered.append(node)
+        elif id(node) not in seen:
+            seen.add(id(node))
+            pending.append((node, True))
+            pending.extend((_node_of(t), False) for t in reversed(node.input_tensors) if id(t) not in stop)
+    return [node for node in ordered if not node.is_input]
+
+
+def _node_of(tensor):
+    history = tensor._keras_history
+    return history.operation._inbound_nodes[history.node_index]
+
+
+def flatten(model):
+    """Replaces nested functional models by the operations they consist of, to any depth.
+
+    The layers are called again on new symbolic tensors, so weights are shared with `model` and the numbers
+    are the same. A model without nested models comes back as it is.
+
+    Args:
+        model: a functional or built Sequential model.
+
+    Returns:
+        `(inputs, outputs, named)`: the structures of KerasTensors of the flat network, and a dict from
+        layer name to that layer's (first) output tensor. A layer `b` of a nested model `a` is named
+        `"a/b"`, whatever the depth.
+    """
+    model = _functional(model)
+    named = {}
+    if not any(_is_nested(op) for op in model.operations):
+        for step in Graph.of(model).steps:
+            named.setdefault(step.operation.name, step.outputs[0])
+        return model.input, model.output, named
+    inputs = tree.map_structure(_fresh_input, model.input)
+    outputs = _call_flat(model, tree.flatten(inputs), {}, named, prefix="")
+    return inputs, tree.pack_sequence_as(model.output, outputs), named
+
+
+def _fresh_input(tensor):
+    return keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+
+
+def _functional(model):
+    """The functional model inside a Sequential one; a functional model itself."""
+    return model._functional if isinstance(model, keras.Sequential) else model
+
+
+def _is_nested(operation):
+    return isinstance(operation, keras.Model) and isinstance(_functional(operation), keras.Function)
+
+
+def _call_flat(model, arguments, call_kwargs, named, prefix):
+    """Calls the operations of `model` one by one on the flat list `arguments`; nested models likewise."""
+    values = dict(zip((id(t) for t in model.inputs), arguments, strict=True))
+    for node in _ordered_nodes(model.inputs, model.outputs):
+        operation = node.operation
+        args, kwargs = node.arguments.fill_in(values)
+        if call_kwargs and getattr(operation, "_call_has_training_arg", False):
+            kwargs = {**call_kwargs, **kwargs}
+        if _is_nested(operation):
+            training = {k: v for k, v in kwargs.items() if k == "training" and v is not None}
+            made = _call_flat(
+                _functional(operation), tree.flatten(args), training, named, f"{prefix}{operation.name}/"
+            )
+        else:
+            made = tree.flatten(operation(*args, **kwargs))
+        values.update(zip((id(t) for t in node.outputs), made, strict=True))
+        named.setdefault(f"{prefix}{operation.name}", made[0])
+    return [values[id(t)] for t in model.outputs]
+
+
+def is_map(tensor):
+    """Whether a tensor is a feature map: `(batch, height, width, channels)` or channels first."""
+    return len(tensor.shape) == 4
+
+
+def spatial_size(shape, data_format):
+    """`(height, width)` of the shape of a feature map."""
+    return tuple(shape[1:3]) if data_format == "channels_last" else tuple(shape[2:4])

@@ -1,0 +1,87 @@
+"""Faults of a running training, told in words that help: a loss that is not finite, labels out of range."""
+
+import contextlib
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_exitens import checks
+
+__all__ = ["NonFiniteLoss", "label_errors_explained"]
+
+
+class NonFiniteLoss(keras.callbacks.Callback):
+    """Stops `fit` with an error when the loss is NaN or infinite, before a checkpoint of it can be written.
+
+    The running mean of the epoch is read every `every` batches and at the end of the epoch.
+    """
+
+    async_safe = True  # Keras may run the batch hook in its own thread; an error reaches `fit` all the same.
+
+    def __init__(self, every=50):
+        super().__init__()
+        self.every = every
+        self._epoch = 0
+        self._next = every
+
+    @classmethod
+    def first_of(cls, callbacks):
+        """`callbacks` (None, one, a list or a `CallbackList`) with such a guard, which acts first."""
+        guard = cls()
+        if isinstance(callbacks, keras.callbacks.CallbackList):
+            guard.set_model(callbacks.model)
+            callbacks.callbacks.insert(0, guard)
+            return callbacks
+        if callbacks is None:
+            return [guard]
+        return [guard, *(callbacks if isinstance(callbacks, list | tuple) else [callbacks])]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+        self._next = self.every
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 >= self._next:  # `steps_per_execution` may jump over it
+            self._next += self.every
+            self._check(logs, f"batch {batch + 1} of epoch {self._epoch + 1}")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._check(logs, f"epoch {epoch + 1}")
+
+    def _check(self, logs, when):
+        losses = {
+            k: float(v) for k, v in (logs or {}).items() if k.endswith("loss") and not k.startswith("val_")
+        }
+        if math.isfinite(losses.get("loss", 0.0)):
+            return
+        # Dynamic loss scaling skips such a step by itself: the mean of the epoch is lost, the weights are not.
+        if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            return
+        values = ", ".join(f"{name}={value}" for name, value in losses.items())
+        raise checks.error(
+            f"Training was stopped: the loss is not finite, seen at {when}.",
+            expected="a finite loss",
+            received=values,
+            fix="lower the learning rate or clip gradients (clipnorm=1.0); look for NaN in the images, and for "
+            "labels out of range, which give NaN on GPUs; with half precision use mixed_bfloat16. Resume from "
+            "the last checkpoint",
+            kind=FloatingPointError,
+        )
+
+
+@contextlib.contextmanager
+def label_errors_explained(classes):
+    """Turns TensorFlow's error on labels out of range, from inside a compiled step, into the library's form."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as cause:
+        found = next((line for line in str(cause).splitlines() if "outside the valid range" in line), None)
+        if found is None:
+            raise
+        raise checks.error(
+            "Labels are out of range.",
+            expected=f"class ids 0 … {classes - 1}",
+            received=found.strip(),
+            fix="number the classes from 0, or give the network more classes",
+        ) from cause

@@ -1,0 +1,202 @@
+"""The loss given to `compile`, as a function of labels and logits that gives one value per sample."""
+
+import inspect
+
+import keras
+from keras import ops
+
+from keras_exitens import checks
+from keras_exitens.objectives import cross_entropy
+
+__all__ = ["check_labels", "per_sample", "standard_labels"]
+
+_FIX = "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or loss=None for cross-entropy"
+# Losses of probabilities that cannot be told to take logits.
+_PROBABILITIES_ONLY = ("kl_divergence", "kldivergence", "poisson")
+
+
+def per_sample(loss, classes):
+    """Turns what a user gives to `compile(loss=)` into a function `(y, logits) -> (batch,)`.
+
+    Args:
+        loss: `None` (cross-entropy from logits, sparse or categorical by the rank of the labels), the name
+            of a Keras loss (taken from logits, also where Keras by that name means probabilities), a
+            `keras.losses.Loss` on logits, or a function `(y, logits)` that gives one value per sample.
+        classes: number of logits.
+
+    Raises:
+        ValueError: the loss wants probabilities, reduces in a way of its own, or is not for class scores.
+    """
+    if loss is None:
+        return cross_entropy
+    if isinstance(loss, str):
+        loss = _by_name(loss, classes)
+    if loss is cross_entropy:
+        return loss
+    if isinstance(loss, keras.losses.Loss):
+        _check_loss(loss)
+        if isinstance(loss, keras.losses.BinaryCrossentropy | keras.losses.BinaryFocalCrossentropy):
+            raise checks.error(
+                "A binary loss does not fit: each exit gives two logits, not one.",
+                expected="a loss over classes, from logits",
+                received=f"loss={type(loss).__name__}",
+                fix=_FIX,
+            )
+        function = loss.call
+        takes = _label_kind(type(loss).__name__)
+    elif callable(loss):
+        function = _from_logits(loss)
+        takes = _label_kind(getattr(loss, "__name__", ""))
+    else:
+        raise checks.error(
+            "`loss` is not a loss.",
+            expected="None, the name of a Keras loss, a keras.losses.Loss, or a function (y, logits)",
+            received=f"loss={loss!r}",
+            fix=_FIX,
+        )
+    name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+
+    def values(y, logits):
+        result = function(_as_taken(y, takes, name, logits), logits)
+        if len(result.shape) != 1:
+            raise checks.error(
+                f"The loss {name!r} does not give one value per sample.",
+                expected="shape (batch,)",
+                received=f"shape {tuple(result.shape)}",
+                fix="return the unreduced loss: it is weighted and averaged by the distiller",
+            )
+        return result
+
+    return values
+
+
+def _by_name(name, classes):
+    plain = name.lower()
+    if plain in ("crossentropy", "ce") or (classes == 2 and plain.replace("_", "") == "binarycrossentropy"):
+        return cross_entropy
+    if plain in _PROBABILITIES_ONLY:
+        raise checks.error(
+            f"The loss {name!r} compares probabilities, but exits give logits.",
+            expected="a loss that can be computed from logits",
+            received=f"loss={name!r}",
+            fix=_FIX,
+        )
+    loss = keras.losses.get(name)
+    if isinstance(loss, keras.losses.Loss) and "from_logits" in loss.get_config():
+        return type(loss).from_config({**loss.get_config(), "from_logits": True})
+    return loss
+
+
+def _from_logits(function):
+    """A Keras loss function told that it gets logits; any other function as it is."""
+    if "from_logits" not in inspect.signature(function).parameters:
+        return function
+    return lambda y, logits: function(y, logits, from_logits=True)
+
+
+def _check_loss(loss):
+    config = loss.get_config()
+    if config.get("from_logits") is False or type(loss).__name__.lower() in _PROBABILITIES_ONLY:
+        raise checks.error(
+            "The loss wants probabilities, but exits give logits.",
+            expected=f"{type(loss).__name__}(from_logits=True)"
+            if "from_logits" in config
+            else "a loss that can be computed from logits",
+            received=f"{type(loss).__name__}(from_logits={config.get('from_logits', False)})",
+            fix=f"pass from_logits=True; or {_FIX}",
+        )
+    if loss.reduction != "sum_over_batch_size":
+        raise checks.error(
+            "The loss reduces the batch in a way of its own.",
+            expected="the default reduction, 'sum_over_batch_size': the distiller divides by the number of rows",
+            received=f"{type(loss).__name__}(reduction={loss.reduction!r})",
+            fix="leave `reduction` out; change the learning rate where the sum was meant",
+        )
+
+
+def _label_kind(name):
+    name = name.lower()
+    if "sparse" in name:
+        return "sparse"
+    return "categorical" if "categorical" in name else "any"
+
+
+def _as_taken(y, takes, name, logits):
+    one_hot = len(y.shape) == len(logits.shape)
+    if takes == "categorical" and not one_hot:
+        return ops.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    if takes == "sparse" and one_hot:
+        raise checks.error(
+            f"The loss {name!r} takes class ids, but the labels are probabilities.",
+            expected="labels of shape (batch,)",
+            received=f"labels of shape {tuple(y.shape)}",
+            fix="pass loss=None, which takes both, or keras.losses.CategoricalCrossentropy(from_logits=True)",
+        )
+    return y
+
+
+def standard_labels(y, classes):
+    """Labels as class ids `(batch,)`, int32, or as class probabilities `(batch, classes)`, float.
+
+    Args:
+        y: tensor of shape `(batch,)`, `(batch, 1)` or `(batch, classes)`.
+        classes: number of logits.
+
+    Raises:
+        ValueError: the rank or the width of the labels is wrong, seen from the static shape.
+    """
+    shape = None if y is None else tuple(y.shape)
+    if shape is not None and len(shape) == 2 and shape[1] == 1:
+        return standard_labels(ops.squeeze(y, axis=1), classes)
+    if shape is not None and len(shape) == 1:
+        return ops.cast(y, "int32")
+    if shape is not None and len(shape) == 2 and shape[1] == classes:
+        return y if keras.backend.is_float_dtype(y.dtype) else ops.cast(y, "float32")
+    raise checks.error(
+        "The labels have the wrong shape.",
+        expected=f"class ids of shape (batch,) or (batch, 1), or probabilities of shape (batch, {classes})",
+        received="no labels" if shape is None else f"labels of shape {shape}",
+        fix="pass one label an image: y, or a data set of (images, labels)",
+    )
+
+
+def check_labels(y, classes):
+    """Raises `ValueError` where an array of labels holds ids out of range or values that are not numbers.
+
+    Only arrays in memory are read; a `tf.data.Dataset` is not. Nothing is changed.
+    """
+    if not (hasattr(y, "__array__") and hasattr(y, "shape")) or isinstance(y, keras.KerasTensor):
+        return
+    values = keras.ops.convert_to_numpy(y)
+    if values.dtype.kind not in "iufb":
+        raise checks.error(
+            "The labels are not numbers.",
+            expected=f"class ids 0 … {classes - 1}",
+            received=f"an array of dtype {values.dtype}",
+            fix="number the classes, for instance with keras.layers.StringLookup",
+        )
+    if values.ndim == 2 and values.shape[1] == classes:
+        if not (values >= 0).all():  # false for NaN too
+            raise checks.error(
+                "The label probabilities hold negative values or NaN.",
+                expected="values of at least 0",
+                received=f"a minimum of {values.min()}",
+                fix="look at the pipeline that makes them",
+            )
+        return
+    if values.size and (values.ndim == 1 or values.shape[1:] == (1,)):
+        if values.min() < 0 or values.max() >= classes:
+            raise checks.error(
+                "Labels are out of range.",
+                expected=f"class ids 0 … {classes - 1}",
+                received=f"ids from {values.min()} to {values.max()}",
+                fix="number the classes from 0, or give the network more classes",
+            )
+        if values.dtype.kind == "f" and (values != values.round()).any():
+            raise checks.error(
+                "Labels are not whole numbers.",
+                expected=f"class ids 0 … {classes - 1}, or probabilities of shape (batch, {classes})",
+                received=f"an array of dtype {values.dtype} with values such as "
+                f"{values[values != values.round()].flat[0]}",
+                fix="pass soft labels as one probability a class",
+            )

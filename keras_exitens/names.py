@@ -1,0 +1,41 @@
+"""The exits of a multi-exit model: their names and their order."""
+
+import keras
+
+from keras_exitens import checks
+from keras_exitens.graph import Graph
+from keras_exitens.layers import ExitLogits
+
+__all__ = ["FINAL", "check_multi_exit", "exit_order"]
+
+FINAL = "final"
+
+
+def exit_order(model):
+    """Names of the exits of a functional model with a dict of logits, first exit first.
+
+    In a result of `add_exits` they are read from its `ExitLogits` layers. In a hand-built model the exit
+    that needs fewer operations comes first, and one called `"final"` last.
+    """
+    check_multi_exit(model)
+    ours = {layer.name for layer in model.layers if isinstance(layer, ExitLogits)}
+    if ours == set(model.output):
+        # exit_2 before exit_10
+        return sorted(ours, key=lambda name: (name == FINAL, len(name), name))
+    graph = Graph.of(model)
+    depth = {name: len(graph.ancestors(tensor)) for name, tensor in model.output.items()}
+    return sorted(depth, key=lambda name: (name == FINAL, depth[name], name))
+
+
+def check_multi_exit(model):
+    """Raises `ValueError` unless `model` is functional and its output is a dict of logits."""
+    output = model.output if isinstance(model, keras.Model) and hasattr(model, "operations") else None
+    shapes = [t.shape for t in output.values()] if isinstance(output, dict) else []
+    if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
+        raise checks.error(
+            "This is not a multi-exit model.",
+            expected="a functional keras.Model whose output is a dict of logits, each (batch, classes)",
+            received=f"{type(model).__name__} with output {output!r}",
+            fix="make one with keras_exitens.add_exits(model), or build keras.Model(inputs, "
+            "{'exit_1': logits, 'final': logits})",
+        )

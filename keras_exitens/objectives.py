@@ -1,0 +1,381 @@
+"""How the exits of a multi-exit network teach each other.
+
+An objective is a pure function of one batch:
+
+    terms, new_state = objective(logits, features, y, state)
+
+with, for K exits in order (the final one last),
+
+- `logits`: K tensors `(batch, classes)`; `features`: K tensors `(batch, D)`, or `None` where
+  `objective.uses_features` is false;
+- `y`: labels `(batch,)`, or class probabilities `(batch, classes)`;
+- `state`: dict of scalar tensors: `"step"`, the number of training steps so far, and whatever
+  `initial_state()` names;
+- `terms`: dict from `"classification"`, `"distillation"` and `"feature"` to one loss per sample, `(batch,)`,
+  weights included. The loss of the batch is the mean of their sum;
+- `new_state`: the state after this batch, without `"step"`.
+
+Weights of terms may be numbers or `keras.optimizers.schedules.LearningRateSchedule`s of the training step.
+Below, z are logits, f features, p_T(z) = softmax(z / T), H(q, p) = -sum q log p, and sg stops gradients.
+"""
+
+import keras
+from keras import ops
+
+from keras_exitens import checks
+from keras_exitens.ensemble import at_least_float32, mean, weighted_mean
+
+__all__ = ["BEED", "BYOT", "DBT", "EED", "CrossEntropy", "Objective", "cross_entropy"]
+
+TERMS = ("classification", "distillation", "feature")
+
+
+def cross_entropy(y, logits):
+    """Cross-entropy of each sample from logits, `(batch,)`; `y` is class ids or class probabilities."""
+    if len(y.shape) == len(logits.shape):
+        return ops.categorical_crossentropy(ops.cast(y, logits.dtype), logits, from_logits=True)
+    return ops.sparse_categorical_crossentropy(y, logits, from_logits=True)
+
+
+def softened_cross_entropy(teacher, student, temperature):
+    """`H(p_T(teacher), p_T(student))` of each sample, from logits."""
+    return -ops.sum(_softened(teacher, temperature) * ops.log_softmax(student / temperature), axis=-1)
+
+
+def softened_kl(teacher, student, temperature):
+    """`KL(p_T(teacher) || p_T(student))` of each sample, from logits."""
+    gap = ops.log_softmax(teacher / temperature) - ops.log_softmax(student / temperature)
+    return ops.sum(_softened(teacher, temperature) * gap, axis=-1)
+
+
+def _softened(logits, temperature):
+    return ops.softmax(logits / temperature)
+
+
+def squared_error(teacher, student):
+    """Mean over the last axis of the squared difference, per sample."""
+    return ops.mean(ops.square(student - teacher), axis=-1)
+
+
+class Objective:
+    """Base class of the objectives. To write one's own: implement `terms`, register it with
+    `keras.saving.register_keras_serializable`, and store each argument under its own name (or override
+    `get_config`).
+    """
+
+    uses_features = False
+
+    def initial_state(self):
+        """Names and first values of the scalars that the objective carries from batch to batch."""
+        return {}
+
+    def check(self, exits):
+        """Raises `ValueError` where the objective cannot teach a network with that many exits."""
+
+    def terms(self, logits, features, y, state, loss):
+        """The terms of one batch.
+
+        Args:
+            logits, features, y, state: see the module; logits and features are lists, at least float32.
+            loss: function `(y, logits) -> (batch,)`, the classification loss of each sample.
+
+        Returns:
+            A dict with any of the keys `"classification"`, `"distillation"`, `"feature"`.
+        """
+        raise NotImplementedError
+
+    def next_state(self, logits, state, batch_mean):
+        """The state after a batch; `batch_mean` reduces a `(batch,)` tensor to its mean over all replicas."""
+        return {}
+
+    def __call__(self, logits, features, y, state, *, loss=cross_entropy, batch_mean=ops.mean):
+        logits = at_least_float32(logits)
+        features = None if features is None else at_least_float32(features)
+        terms = self.terms(logits, features, y, state, loss)
+        return terms, self.next_state(logits, state, batch_mean)
+
+    def get_config(self):
+        return {
+            name: keras.saving.serialize_keras_object(value)
+            for name, value in vars(self).items()
+            if not name.startswith("_")
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+
+
+def _weight(argument, value, high=None):
+    """Checks a weight that may be a schedule of the training step."""
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return value
+    return checks.number(argument, value, low=0, high=high)
+
+
+def _at(weight, state):
+    """The value of a weight at the current training step."""
+    if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
+        return weight(state["step"])
+    return weight
+
+
+def _off(weight):
+    return isinstance(weight, (int, float)) and weight == 0
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class EED(Objective):
+    """Exit-ensemble distillation: the mean of all exits teaches every exit, the final one too.
+
+    `L = sum_i CE(z_i, y) + L_O + L_F`, with the teachers `z̄ = sg(mean z_i)` and `f̄ = sg(mean f_i)`:
+
+    - `output_loss="mse"`: `L_O = w sum_i mean_c (z_i - z̄)²`,
+    - `output_loss="kl"`: `L_O = w T² sum_i H(p_T(z̄), p_T(z_i))`, a cross-entropy as in the authors' program,
+    - `L_F = v sum_i mean_d (f_i - f̄)² [f_i > 0 or f̄ > 0]`.
+
+    Args:
+        output_loss: `"mse"` (default), `"kl"`, or `None` for no output distillation.
+        output_weight: w, a number ≥ 0 or a schedule; default 1 for `"mse"` and 0.1 for `"kl"`.
+        temperature: T > 0, used by `"kl"`.
+        feature_weight: v, a number ≥ 0 or a schedule; 0 turns feature distillation off.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Example:
+
+    ```python
+    distiller = kx.ExitEnsembleDistiller(model, kx.objectives.EED(output_loss="kl", feature_weight=0))
+    ```
+
+    Reference: Lee & Lee, Students are the Best Teacher: Exit-Ensemble Distillation with Multi-Exits,
+    arXiv 2104.00299.
+    """
+
+    def __init__(self, output_loss="mse", output_weight=None, temperature=3.0, feature_weight=1.0):
+        self.output_loss = checks.one_of("output_loss", output_loss, ("mse", "kl", None))
+        if output_weight is None:
+            output_weight = 0.1 if output_loss == "kl" else 1.0
+        self.output_weight = _weight("output_weight", output_weight)
+        self.temperature = checks.number("temperature", temperature, above=0)
+        self.feature_weight = _weight("feature_weight", feature_weight)
+
+    @property
+    def uses_features(self):
+        return not _off(self.feature_weight)
+
+    def terms(self, logits, features, y, state, loss):
+        terms = {"classification": sum(loss(y, z) for z in logits)}
+        if self.output_loss is not None:
+            teacher = ops.stop_gradient(mean(logits))
+            weight = _at(self.output_weight, state)
+            terms["distillation"] = weight * sum(self._output_loss(teacher, z) for z in logits)
+        if self.uses_features:
+            teacher = ops.stop_gradient(mean(features))
+            weight = _at(self.feature_weight, state)
+            terms["feature"] = weight * sum(_active_squared_error(teacher, f) for f in features)
+        return terms
+
+    def _output_loss(self, teacher, student):
+        if self.output_loss == "mse":
+            return squared_error(teacher, student)
+        return self.temperature**2 * softened_cross_entropy(teacher, student, self.temperature)
+
+
+def _active_squared_error(teacher, student):
+    active = ops.logical_or(student > 0, teacher > 0)
+    return ops.mean(ops.where(active, ops.square(student - teacher), 0.0), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class BEED(Objective):
+    """Balanced exit-ensemble distillation: later exits weigh more in the teacher, and learn less from it.
+
+    With teacher weights `b_i = β^(i-1) / sum_j β^(j-1)` for logits and features, and `k_i = K - i`:
+
+    `L = sum_i (2 - α^k_i) CE(z_i, y) + α^k_i T² KL(p_T(z̄) || p_T(z_i)) + v mean_d (f_i - f̄)²`.
+
+    Args:
+        alpha: α ≥ 1; `α^(K-1)` must stay below 2, or the first exit would be taught to be wrong.
+        beta: β > 0.
+        temperature: T > 0.
+        feature_weight: v, a number ≥ 0 or a schedule.
+
+    Raises:
+        ValueError: an argument is out of range; α too large for the network (when the distiller is made).
+
+    Reference: Lee & Lee, Rethinking Online Knowledge Distillation with Multi-Exits, ACCV 2022. Deviation:
+    the authors' program compares unpooled maps, this one pooled features.
+    """
+
+    def __init__(self, alpha=1.15, beta=1.6, temperature=3.0, feature_weight=0.1):
+        self.alpha = checks.number("alpha", alpha, low=1)
+        self.beta = checks.number("beta", beta, above=0)
+        self.temperature = checks.number("temperature", temperature, above=0)
+        self.feature_weight = _weight("feature_weight", feature_weight)
+
+    @property
+    def uses_features(self):
+        return not _off(self.feature_weight)
+
+    def check(self, exits):
+        if self.alpha ** (exits - 1) >= 2:
+            largest = 2 ** (1 / (exits - 1))
+            raise checks.error(
+                "`alpha` is too large for this many exits: the first one would be taught to be wrong.",
+                expected=f"alpha ** (exits - 1) < 2, so alpha < {largest:.6g} for {exits} exits",
+                received=f"alpha={self.alpha}, {self.alpha} ** {exits - 1} = {self.alpha ** (exits - 1):.4g}",
+                fix=f"pass alpha={int(largest * 1000 - 1e-9) / 1000}, or use fewer exits",
+            )
+
+    def terms(self, logits, features, y, state, loss):
+        exits = len(logits)
+        self.check(exits)
+        total = sum(self.beta**i for i in range(exits))
+        shares = [self.beta**i / total for i in range(exits)]
+        mixing = [self.alpha ** (exits - 1 - i) for i in range(exits)]
+        teacher = ops.stop_gradient(weighted_mean(logits, shares))
+        terms = {
+            "classification": sum((2 - a) * loss(y, z) for a, z in zip(mixing, logits, strict=True)),
+            "distillation": self.temperature**2
+            * sum(a * softened_kl(teacher, z, self.temperature) for a, z in zip(mixing, logits, strict=True)),
+        }
+        if self.uses_features:
+            teacher = ops.stop_gradient(weighted_mean(features, shares))
+            terms["feature"] = _at(self.feature_weight, state) * sum(
+                squared_error(teacher, f) for f in features
+            )
+        return terms
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class DBT(Objective):
+    """Distillation-based training: the final exit teaches the early ones.
+
+    `L = (1-C) CE(z_K, y) + sum_{i<K} (1-C) CE(z_i, y) + C T² H(sg p_T(z_K), p_T(z_i))`.
+
+    Args:
+        weight: C in [0, 1], or a schedule.
+        temperature: T > 0; `"annealed"`: T starts at 1 and is multiplied by 1.05 after each batch in which
+            the mean of `max p_T(z_K)` exceeds 0.5. The annealed T is a weight of the distiller: saved, and
+            the same on all replicas.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference: Phuong & Lampert, Distillation-Based Training for Multi-Exit Architectures, ICCV 2019.
+    Deviation: the authors' global scale of 10/K is left out.
+    """
+
+    _START, _FACTOR, _CONFIDENCE = 1.0, 1.05, 0.5
+
+    def __init__(self, weight=0.5, temperature=4.0):
+        self.weight = _weight("weight", weight, high=1)
+        if temperature != "annealed":
+            checks.number("temperature", temperature, above=0)
+        self.temperature = temperature
+
+    def initial_state(self):
+        return {"temperature": self._START} if self.temperature == "annealed" else {}
+
+    def _temperature(self, state):
+        return state["temperature"] if self.temperature == "annealed" else self.temperature
+
+    def terms(self, logits, features, y, state, loss):
+        *students, final = logits
+        weight = _at(self.weight, state)
+        temperature = self._temperature(state)
+        teacher = ops.stop_gradient(final)
+        soft = sum(softened_cross_entropy(teacher, z, temperature) for z in students)
+        return {
+            "classification": (1 - weight) * sum(loss(y, z) for z in logits),
+            "distillation": weight * temperature**2 * soft,
+        }
+
+    def next_state(self, logits, state, batch_mean):
+        if self.temperature != "annealed":
+            return {}
+        temperature = state["temperature"]
+        confidence = batch_mean(ops.max(_softened(logits[-1], temperature), axis=-1))
+        return {
+            "temperature": ops.where(confidence > self._CONFIDENCE, temperature * self._FACTOR, temperature)
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class BYOT(Objective):
+    """Be your own teacher: the final exit teaches the early ones, by logits and by features.
+
+    `L = CE(z_K, y) + sum_{i<K} (1-α) CE(z_i, y) + α τ H(sg p_T(z_K), p_T(z_i)) + λ ‖f_i - sg f_K‖²`, the norm
+    summed over features.
+
+    Args:
+        alpha: α in [0, 1], or a schedule.
+        temperature: T > 0.
+        feature_weight: λ, a number ≥ 0 or a schedule.
+        t_squared: τ = T² if true, else τ = 1 (default).
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    Reference: Zhang et al., Be Your Own Teacher, ICCV 2019. Deviations from the authors' code: the feature
+    term is a squared norm of pooled features of one width (theirs is an unsquared norm of adapted maps), and
+    the teacher's logits carry no gradient in either term.
+    """
+
+    def __init__(self, alpha=0.3, temperature=3.0, feature_weight=0.03, t_squared=False):
+        self.alpha = _weight("alpha", alpha, high=1)
+        self.temperature = checks.number("temperature", temperature, above=0)
+        self.feature_weight = _weight("feature_weight", feature_weight)
+        self.t_squared = bool(t_squared)
+
+    @property
+    def uses_features(self):
+        return not _off(self.feature_weight)
+
+    def terms(self, logits, features, y, state, loss):
+        *students, final = logits
+        alpha = _at(self.alpha, state)
+        scale = self.temperature**2 if self.t_squared else 1.0
+        teacher = ops.stop_gradient(final)
+        soft = sum(softened_cross_entropy(teacher, z, self.temperature) for z in students)
+        terms = {
+            "classification": loss(y, final) + (1 - alpha) * sum(loss(y, z) for z in students),
+            "distillation": alpha * scale * soft,
+        }
+        if self.uses_features:
+            teacher = ops.stop_gradient(features[-1])
+            terms["feature"] = _at(self.feature_weight, state) * sum(
+                ops.sum(ops.square(f - teacher), axis=-1) for f in features[:-1]
+            )
+        return terms
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class CrossEntropy(Objective):
+    """Deep supervision: `L = sum_i w_i CE(z_i, y)`. The baseline, without any distillation.
+
+    Args:
+        weights: K numbers ≥ 0 or schedules, one per exit, final exit last; default 1 each.
+
+    Raises:
+        ValueError: a weight is negative, or their number is not that of the exits.
+    """
+
+    def __init__(self, weights=None):
+        self.weights = None if weights is None else [_weight("weights", w) for w in weights]
+
+    def check(self, exits):
+        if self.weights is not None and len(self.weights) != exits:
+            raise checks.error(
+                "The number of weights is not the number of exits.",
+                expected=f"{exits} weights, the final exit's last",
+                received=f"{len(self.weights)} weights: {self.weights}",
+                fix=f"pass {exits} weights, or weights=None for 1 each",
+            )
+
+    def terms(self, logits, features, y, state, loss):
+        self.check(len(logits))
+        weights = [1.0] * len(logits) if self.weights is None else [_at(w, state) for w in self.weights]
+        return {"classification": sum(w * loss(y, z) for w, z in zip(weights, logits, strict=True))}
