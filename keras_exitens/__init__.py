@@ -15,7 +15,7 @@ _EXPORTS = {
     "ExitCost": "costs",
     "ExitEnsembleDistiller": "distiller",
 }
-_MODULES = ("applications", "data", "objectives")
+_MODULES = ("applications", "data", "objectives", "optimizers")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

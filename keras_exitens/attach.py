@@ -29,8 +29,8 @@ def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=No
         model: a functional or built Sequential `keras.Model` with one image input and one output of class
             scores: softmax, log-softmax or logits, or a single sigmoid unit (taken as the two logits
             `[0, z]`). Nested models are made flat.
-        exits: int, the number of early exits; or a list of layer names, in order. Layer `b` of a nested
-            model `a` is `"a/b"`.
+        exits: int, the number of early exits, 0 for the network alone (a baseline that is trained in the
+            same way); or a list of layer names, in order. Layer `b` of a nested model `a` is `"a/b"`.
         placement: where a number of exits go. `"compute"` (default): at the cuts that split the network's
             multiply-adds most evenly. `"stage"`: at the last map of each spatial resolution.
         head: `"bottleneck"` (default: 1×1, strided 3×3 and 1×1 convolution with an inner width of a

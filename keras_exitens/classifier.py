@@ -153,7 +153,7 @@ def last_map(graph, classifier, data_format):
     live = graph.live_after()
     ancestors = graph.ancestors(classifier.feature)
     for step in reversed(graph.steps):
-        # Only where everything passes through one tensor: squeeze-and-excite blocks pool too, beside the path.
+        # Only where all passes through one tensor: squeeze-and-excite blocks pool too, beside the path.
         if step.index not in ancestors or len(live[step.index]) != 1 or not step.inputs:
             continue
         before, after = step.inputs[0], step.outputs[0]

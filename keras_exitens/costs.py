@@ -77,12 +77,8 @@ class ExitCost:
             share = f"{total / self.backbone:.1%}"
             rows.append((name, _si(stage), _si(head), _si(total), share, f"{stage_params + head_params:,}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))
-            )
-            for row in rows
-        )
+        form = "  ".join(f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths))
+        return "\n".join(form.format(*row) for row in rows)
 
 
 def cost(model):

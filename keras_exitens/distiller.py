@@ -34,8 +34,8 @@ class ExitEnsembleDistiller(keras.Model):
     `final_accuracy`, `ensemble_accuracy`; with `val_` before each in validation.
 
     Args:
-        model: the result of `add_exits`, or a functional model with a dict of logits, each `(batch, classes)`.
-            Its final exit is the one named `"final"`, or else the one that needs most operations.
+        model: the result of `add_exits`, or a functional model with a dict of logits `(batch, classes)`. Its
+            final exit is the one named `"final"`, or else the one that needs most operations.
         objective: an objective of `keras_exitens.objectives`; default `EED()`.
         name: str, name of the distiller.
 

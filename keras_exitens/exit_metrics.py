@@ -130,7 +130,7 @@ def _copy(metric):
             f"The metric {metric.name!r} cannot be copied for each exit: {cause}",
             expected="a metric whose class has get_config and from_config",
             received=repr(type(metric)),
-            fix="implement get_config() so that type(metric).from_config(metric.get_config()) makes another one",
+            fix="implement get_config() so that from_config(metric.get_config()) makes another one",
         ) from cause
     copy.name = metric.name
     return copy

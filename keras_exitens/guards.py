@@ -55,7 +55,7 @@ class NonFiniteLoss(keras.callbacks.Callback):
         }
         if math.isfinite(losses.get("loss", 0.0)):
             return
-        # Dynamic loss scaling skips such a step by itself: the mean of the epoch is lost, the weights are not.
+        # Dynamic loss scaling skips such a step: the epoch's mean is lost, the weights are not.
         if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
             return
         values = ", ".join(f"{name}={value}" for name, value in losses.items())
@@ -63,16 +63,16 @@ class NonFiniteLoss(keras.callbacks.Callback):
             f"Training was stopped: the loss is not finite, seen at {when}.",
             expected="a finite loss",
             received=values,
-            fix="lower the learning rate or clip gradients (clipnorm=1.0); look for NaN in the images, and for "
-            "labels out of range, which give NaN on GPUs; with half precision use mixed_bfloat16. Resume from "
-            "the last checkpoint",
+            fix="lower the learning rate or clip gradients (clipnorm=1.0); look for NaN in the images, and "
+            "for labels out of range, which give NaN on GPUs; of the half precisions prefer mixed_bfloat16; "
+            "then resume from the last checkpoint",
             kind=FloatingPointError,
         )
 
 
 @contextlib.contextmanager
 def label_errors_explained(classes):
-    """Turns TensorFlow's error on labels out of range, from inside a compiled step, into the library's form."""
+    """Turns TensorFlow's error on labels out of range, raised inside a step, into the library's form."""
     try:
         yield
     except tf.errors.InvalidArgumentError as cause:

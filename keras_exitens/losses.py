@@ -108,7 +108,7 @@ def _check_loss(loss):
     if loss.reduction != "sum_over_batch_size":
         raise checks.error(
             "The loss reduces the batch in a way of its own.",
-            expected="the default reduction, 'sum_over_batch_size': the distiller divides by the number of rows",
+            expected="the default reduction, 'sum_over_batch_size'",
             received=f"{type(loss).__name__}(reduction={loss.reduction!r})",
             fix="leave `reduction` out; change the learning rate where the sum was meant",
         )

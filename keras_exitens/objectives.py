@@ -249,6 +249,16 @@ class BEED(Objective):
         return terms
 
 
+def _check_students(objective, exits):
+    if exits < 2:
+        raise checks.error(
+            f"{type(objective).__name__} has nobody to teach: the final exit is the only one.",
+            expected="at least one early exit",
+            received="a network with the final exit alone",
+            fix="attach exits: add_exits(model, exits=1) or more",
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_exitens")
 class DBT(Objective):
     """Distillation-based training: the final exit teaches the early ones.
@@ -278,6 +288,9 @@ class DBT(Objective):
 
     def initial_state(self):
         return {"temperature": self._START} if self.temperature == "annealed" else {}
+
+    def check(self, exits):
+        _check_students(self, exits)
 
     def _temperature(self, state):
         return state["temperature"] if self.temperature == "annealed" else self.temperature
@@ -333,6 +346,9 @@ class BYOT(Objective):
     @property
     def uses_features(self):
         return not _off(self.feature_weight)
+
+    def check(self, exits):
+        _check_students(self, exits)
 
     def terms(self, logits, features, y, state, loss):
         *students, final = logits

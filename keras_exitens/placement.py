@@ -30,7 +30,8 @@ def place(graph, named, exits, placement, end, data_format):
     """
     if isinstance(exits, int) and not isinstance(exits, bool):
         checks.one_of("placement", placement, ("compute", "stage"))
-        checks.number("exits", exits, low=1)
+        if checks.number("exits", exits, low=0) == 0:
+            return []
         macs = multiply_adds(graph)
         cuts = _legal_cuts(graph, macs, end, data_format, exits)
         chosen = _by_compute(cuts, exits, sum(macs)) if placement == "compute" else _by_stage(cuts, exits)
@@ -127,7 +128,7 @@ def _by_name(graph, named, exits, end):
     if isinstance(exits, str) or not isinstance(exits, list | tuple) or not exits:
         raise checks.error(
             "`exits` is neither a number nor a list of layer names.",
-            expected="an int of at least 1, or a non-empty list of layer names",
+            expected="an int of at least 0, or a non-empty list of layer names",
             received=f"exits={exits!r}",
             fix=f"pass exits=[{exits!r}]" if isinstance(exits, str) else "pass, for instance, exits=3",
         )
