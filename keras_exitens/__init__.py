@@ -2,6 +2,8 @@
 
 import importlib
 
+from keras_exitens.registration import register_with_keras
+
 __version__ = "0.1.0"
 
 # Public name -> module that defines it. Loaded on first use (PEP 562), so that importing a light
@@ -18,6 +20,8 @@ _EXPORTS = {
 _MODULES = ("applications", "data", "objectives", "optimizers")
 
 __all__ = [*_EXPORTS, *_MODULES]
+
+register_with_keras()
 
 
 def __getattr__(name):

@@ -8,9 +8,8 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """Each test starts from seed 0, float32 and an empty Keras session."""
+    """Each test starts from seed 0 and float32."""
     keras.config.set_dtype_policy("float32")
-    keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")
