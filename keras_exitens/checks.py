@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import math
+import numbers
 
 __all__ = ["error", "nearest", "optional_import", "one_of", "number"]
 
@@ -40,11 +42,12 @@ def number(argument, value, *, low=None, high=None, above=None, below=None):
         (above, "above", lambda v: v > above),
         (below, "below", lambda v: v < below),
     ]
-    try:
-        real = not isinstance(value, bool) and abs(float(value)) != float("inf") and value == value
-    except (TypeError, ValueError):
-        real = False
-    if not real or not all(test(value) for bound, _, test in bounds if bound is not None):
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if (
+        not real
+        or not math.isfinite(value)
+        or not all(test(value) for bound, _, test in bounds if bound is not None)
+    ):
         wording = " and ".join(f"{word} {bound}" for bound, word, _ in bounds if bound is not None)
         raise error(
             f"`{argument}` is out of range.",

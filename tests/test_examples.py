@@ -13,6 +13,8 @@ import keras
 import numpy as np
 import pytest
 
+import keras_exitens  # noqa: F401  so that Keras can load what the examples saved
+
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 TINY = [
     "--data",
