@@ -2,7 +2,7 @@
 
 import itertools
 import math
-import warnings
+import re
 
 import keras
 from keras import layers
@@ -10,8 +10,8 @@ from keras import layers
 from keras_exitens import checks
 from keras_exitens.classifier import find_classifier, last_map
 from keras_exitens.costs import cost
-from keras_exitens.graph import Graph, flatten, is_map, spatial_size
-from keras_exitens.layers import HEADS, ExitLogits, apply_head
+from keras_exitens.graph import Graph, flatten, is_functional, is_map, spatial_size
+from keras_exitens.layers import HEADS, ExitLogits, apply_head, data_format_of
 from keras_exitens.names import FINAL, exit_order
 from keras_exitens.placement import place
 
@@ -70,8 +70,8 @@ def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=No
     classifier = find_classifier(graph, output)
     data_format = _data_format(graph)
     end = last_map(graph, classifier, data_format)
-    tensors = place(graph, named, exits, placement, end, data_format)
-    _check_free_names(named, len(tensors))
+    tensors = place(graph, named, exits, placement, end, classifier.feature, data_format)
+    _check_free_names([*named, *(t.name for t in graph.inputs)], len(tensors))
 
     shapes = graph.shapes()
     channels = 1 if data_format == "channels_first" else -1
@@ -123,7 +123,7 @@ def strip_exits(model, exit="final", activation="restore"):
     found = find_classifier(graph, logits)
     output = found.layer(found.feature)
     if len(output.shape) > 2:
-        output = layers.GlobalAveragePooling2D(data_format=found.layer.data_format)(output)
+        output = layers.GlobalAveragePooling2D(data_format=data_format_of(found.layer))(output)
     if (
         found.layer.activation is keras.activations.linear
         and found.activation is not keras.activations.linear
@@ -161,14 +161,15 @@ def exit_features(model):
     Raises:
         ValueError: `model` is not a multi-exit model, or an exit does not end in a classifier.
     """
+    names = exit_order(model)
     graph = Graph.of(model)
-    return {name: _pooled(find_classifier(graph, model.output[name])) for name in exit_order(model)}
+    return {name: _pooled(find_classifier(graph, model.output[name])) for name in names}
 
 
 def _pooled(classifier):
     if not is_map(classifier.feature):
         return classifier.feature
-    return layers.GlobalAveragePooling2D(data_format=classifier.layer.data_format)(classifier.feature)
+    return layers.GlobalAveragePooling2D(data_format=data_format_of(classifier.layer))(classifier.feature)
 
 
 def _check_backbone(model):
@@ -180,13 +181,13 @@ def _check_backbone(model):
             fix="put keras.Input(shape=(height, width, channels)) first, or call model.build((None, height, "
             "width, channels))",
         )
-    if not isinstance(model, keras.Model) or not isinstance(model, keras.Sequential | keras.Function):
+    if not is_functional(model):
         raise checks.error(
             "Exits can be attached to functional and Sequential models only.",
             expected="a keras.Model made by keras.Model(inputs, outputs) or keras.Sequential",
-            received=f"{type(model).__name__}, a subclassed model with its own call()"
+            received=f"{type(model).__name__}, a subclassed model with its own call(), or one that holds such"
             if isinstance(model, keras.Model)
-            else repr(type(model)),
+            else repr(model),
             fix="rebuild the network with the functional API, so that its inner tensors are known",
             kind=TypeError,
         )
@@ -211,17 +212,17 @@ def _check_backbone(model):
         )
 
 
-def _check_free_names(named, count):
+def _check_free_names(names, count):
     # Every new layer is called exit_i or exit_i_..., and the last one final.
-    for i in [*range(1, count + 1)]:
-        taken = [n for n in named if n == f"exit_{i}" or n.startswith(f"exit_{i}_") or n == FINAL]
-        if taken:
-            raise checks.error(
-                "The network has layers with the names of exits.",
-                expected=f"no layer called 'final', 'exit_{i}' or 'exit_{i}_...'",
-                received=f"layers {taken!r}",
-                fix="rename these layers of the network",
-            )
+    pattern = re.compile(rf"(?:.*/)?(?:{FINAL}|exit_({'|'.join(map(str, range(1, count + 1)))})(?:_.*)?)")
+    taken = [name for name in names if pattern.fullmatch(name)]
+    if taken:
+        raise checks.error(
+            "The network has layers with the names of exits.",
+            expected="no layer called 'final', 'exit_1' or 'exit_1_...', and so on",
+            received=f"layers {taken!r}",
+            fix="rename these layers of the network",
+        )
 
 
 def _data_format(graph):
@@ -246,8 +247,7 @@ def _warn_of_costly_heads(model):
     }
     if excess:
         listed = ", ".join(f"{name!r} {count}" for name, count in excess.items())
-        warnings.warn(
+        checks.warn(
             f"An exit costs more multiply-adds than the whole network without exits, {costs.backbone:,}: "
-            f"{listed}. Use a lighter head (head='separable' or 'linear') or an earlier layer.",
-            stacklevel=3,
+            f"{listed}. Use a lighter head (head='separable' or 'linear') or an earlier layer."
         )

@@ -4,8 +4,10 @@ import difflib
 import importlib
 import math
 import numbers
+import sys
+import warnings
 
-__all__ = ["error", "nearest", "optional_import", "one_of", "number"]
+__all__ = ["error", "nearest", "optional_import", "one_of", "number", "warn"]
 
 
 def error(what, *, expected, received, fix, kind=ValueError):
@@ -56,6 +58,14 @@ def number(argument, value, *, low=None, high=None, above=None, below=None):
             fix=f"pass a value {wording}" if wording else "pass a finite number",
         )
     return value
+
+
+def warn(message):
+    """Warns at the line of the user's program that called into the library."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("keras_exitens"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def optional_import(module, extra):

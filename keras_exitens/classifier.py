@@ -7,7 +7,7 @@ from keras import layers
 
 from keras_exitens import checks
 from keras_exitens.graph import is_map, spatial_size
-from keras_exitens.layers import ExitLogits
+from keras_exitens.layers import ExitLogits, data_format_of
 
 __all__ = ["Classifier", "find_classifier", "last_map"]
 
@@ -33,14 +33,17 @@ class Classifier:
     @property
     def features(self):
         """D, the width of the feature that enters the classifier."""
-        axis = 1 if getattr(self.layer, "data_format", None) == "channels_first" else -1
+        axis = 1 if data_format_of(self.layer) == "channels_first" else -1
         return self.feature.shape[axis]
 
 
-# What may stand between the classifier layer and the output without changing which class wins.
-_PASSES = (layers.Reshape, layers.Flatten, layers.GlobalAveragePooling2D, layers.Dropout, layers.Identity)
 _POOLS = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
-_LINEAR = keras.activations.linear
+# What may stand between the classifier layer and the output without changing which class wins. Operations of
+# keras.ops have no public classes: they are known by name.
+_PASSES = (layers.Reshape, layers.Flatten, layers.GlobalAveragePooling2D, layers.Dropout, layers.Identity)
+_PASSING_OPERATIONS = ("Cast", "Identity", "Reshape", "Squeeze")
+_ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+_LINEAR = "linear"
 
 
 def find_classifier(graph, output):
@@ -56,54 +59,75 @@ def find_classifier(graph, output):
     Raises:
         ValueError: the network does not end in a single-label classifier.
     """
-    activation, tensor = _LINEAR, output
+    activated = []  # (name of the activation, its layer, its output)
+    pooled = None
+    tensor = output
     while True:
         step = graph.producer(tensor)
         operation = None if step is None else step.operation
+        kind = type(operation).__name__
         if isinstance(operation, ExitLogits):
             return Classifier(operation.classifier, step.inputs[0], operation.activation)
-        if isinstance(operation, layers.Dense | layers.Conv2D):
-            if operation.activation is not _LINEAR:
-                activation = _single(activation, operation.activation, operation)
-            found = Classifier(operation, step.inputs[0], activation)
-            _check_single_label(found, output)
-            return found
         if isinstance(operation, layers.Activation):
-            activation = _single(activation, operation.activation, operation)
-        elif type(operation).__name__ in ("Softmax", "Sigmoid"):  # the layer, or keras.ops in the graph
-            activation = _single(
-                activation, getattr(keras.activations, type(operation).__name__.lower()), operation
-            )
-        elif not isinstance(operation, _PASSES):
+            activated.append((activation_name(operation.activation), operation, tensor))
+        elif kind in _ACTIVATIONS:
+            activated.append((_ACTIVATIONS[kind], operation, tensor))
+        elif isinstance(operation, layers.Dense | layers.Conv2D):
+            activated.append((activation_name(operation.activation), operation, tensor))
+            break
+        elif not isinstance(operation, _PASSES) and kind not in _PASSING_OPERATIONS:
             raise checks.error(
                 "The network does not end in a classifier.",
                 expected="a Dense or Conv2D layer with one unit a class, then at most an activation, "
                 "reshaping, global average pooling or dropout",
                 received="an input of the model"
                 if operation is None
-                else f"layer {operation.name!r} ({type(operation).__name__})",
+                else f"layer {operation.name!r} ({kind})",
                 fix="end the model in keras.layers.Dense(classes, activation='softmax')",
             )
+        if isinstance(operation, _POOLS) and _first_activation(activated) is None:
+            pooled = operation
         tensor = step.inputs[0]
+    activated = [entry for entry in activated if entry[0] != _LINEAR]
+    _check_activations(activated, pooled, operation)
+    name = activated[0][0] if activated else _LINEAR
+    found = Classifier(operation, step.inputs[0], getattr(keras.activations, name, name))
+    _check_single_label(found, name, output, [t for _, _, t in activated])
+    return found
 
 
-def _single(outer, inner, operation):
-    if outer is _LINEAR or inner is _LINEAR:
-        return inner if outer is _LINEAR else outer
-    raise checks.error(
-        "The network ends in two activations, one on the other.",
-        expected="one activation between the logits and the output",
-        received=f"{_name(inner)} at layer {operation.name!r}, then {_name(outer)}",
-        fix="remove one of the two",
-    )
+def _first_activation(activated):
+    """The first entry that is not linear, or `None`."""
+    return next((entry for entry in activated if entry[0] != _LINEAR), None)
 
 
-def _name(activation):
-    return getattr(activation, "__name__", type(activation).__name__)
+def activation_name(activation):
+    """Keras's name of an activation: a function, a layer such as `Softmax()`, or TensorFlow's own."""
+    name = getattr(activation, "__name__", type(activation).__name__)
+    return _ACTIVATIONS.get(name, name.removesuffix("_v2"))
 
 
-def _check_single_label(classifier, output):
-    name, units = _name(classifier.activation), classifier.units
+def _check_activations(activated, pooled, classifier):
+    if len(activated) > 1:
+        (outer, *_), (inner, layer, _) = activated[:2]
+        raise checks.error(
+            "The network ends in two activations, one on the other.",
+            expected="one activation between the logits and the output",
+            received=f"{inner} at layer {layer.name!r}, then {outer}",
+            fix="remove one of the two",
+        )
+    if activated and pooled is not None:
+        name, layer, _ = activated[0]
+        raise checks.error(
+            "The network averages probabilities, not logits.",
+            expected="pooling before the activation",
+            received=f"{name} at layer {layer.name!r}, then {pooled.name!r}",
+            fix=f"put the activation after {pooled.name!r}",
+        )
+
+
+def _check_single_label(classifier, name, output, activated):
+    units = classifier.units
     received = f"layer {classifier.layer.name!r} with {units} unit(s) and activation {name!r}"
     if name == "sigmoid" and units > 1:
         raise checks.error(
@@ -126,13 +150,20 @@ def _check_single_label(classifier, output):
             received=received,
             fix="end the model in keras.layers.Dense(classes, activation='softmax')",
         )
-    if len(output.shape) != 2:
-        raise checks.error(
-            "The output is not one row of class scores an image.",
-            expected="an output of shape (batch, classes)",
-            received=f"shape {tuple(output.shape)}",
-            fix="flatten or pool before the output; segmentation and sequence outputs cannot be taken",
-        )
+    # The activation must see all scores of an image at once: nothing but ones beside the classes.
+    for tensor in (output, *activated):
+        if tuple(size for size in tensor.shape[1:] if size != 1) != ((units,) if units > 1 else ()):
+            break
+    else:
+        if len(output.shape) == 2:
+            return
+        tensor = output
+    raise checks.error(
+        "The output is not one row of class scores an image.",
+        expected=f"{units} scores an image, an output of shape (batch, {units})",
+        received=f"shape {tuple(tensor.shape)} from {received}",
+        fix="pool or flatten before the classifier; segmentation and sequence outputs cannot be taken",
+    )
 
 
 def last_map(graph, classifier, data_format):
@@ -152,23 +183,26 @@ def last_map(graph, classifier, data_format):
     shapes = graph.shapes()
     live = graph.live_after()
     ancestors = graph.ancestors(classifier.feature)
-    for step in reversed(graph.steps):
-        # Only where all passes through one tensor: squeeze-and-excite blocks pool too, beside the path.
-        if step.index not in ancestors or len(live[step.index]) != 1 or not step.inputs:
-            continue
+    # Only where all passes through one tensor: squeeze-and-excite blocks pool too, beside the path.
+    path = [s for s in reversed(graph.steps) if s.index in ancestors and len(live[s.index]) == 1 and s.inputs]
+    for step in path:
         before, after = step.inputs[0], step.outputs[0]
         if is_map(before) and (
             not is_map(after)
             or isinstance(step.operation, _POOLS)
             or _collapses(shapes[id(before)], shapes[id(after)], step.operation, data_format)
         ):
-            return before
-    if is_map(classifier.feature):
-        return classifier.feature
+            break
+    else:
+        # Pooled in several ways side by side, or not at all: the last map that everything after depends on.
+        candidates = [classifier.feature, *(step.outputs[0] for step in path)]
+        before = next((t for t in candidates if is_map(t)), None)
+    if before is not None and graph.producer(before) is not None:
+        return before
     raise checks.error(
         "The network has no feature map that an exit could be attached to.",
         expected="a convolutional network: a tensor (batch, height, width, channels) before the classifier",
-        received=f"layer {classifier.layer.name!r} fed by vectors only",
+        received=f"layer {classifier.layer.name!r} with no such tensor before it",
         fix="pass an image classification network",
     )
 

@@ -4,11 +4,11 @@ import collections
 import dataclasses
 import itertools
 import math
-import warnings
 
 import keras
 from keras import layers
 
+from keras_exitens import checks
 from keras_exitens.graph import Graph
 from keras_exitens.layers import ExitLogits
 from keras_exitens.names import exit_order
@@ -103,8 +103,8 @@ def cost(model):
     print(kx.cost(model))
     ```
     """
-    graph = Graph.of(model)
     names = exit_order(model)
+    graph = Graph.of(model)
     needed = [graph.ancestors(model.output[name]) for name in names]
     macs = multiply_adds(graph)
     params = {step.index: _parameters(step.operation) for step in graph.steps}
@@ -134,24 +134,30 @@ def cost(model):
     )
 
 
-def multiply_adds(graph):
-    """Multiply-adds of one image through each step of a graph: a list of int, parallel to `graph.steps`."""
-    shapes = graph.shapes()
+def multiply_adds(graph, input_shapes=None, warn=True):
+    """Multiply-adds of one image through each step of a graph: a list of int, parallel to `graph.steps`.
+
+    Args:
+        graph: a `Graph`.
+        input_shapes: shapes of its inputs, batch size 1; by default those of `Graph.shapes`.
+        warn: whether to warn of layers whose multiply-adds are not known.
+    """
+    shapes = graph.shapes(input_shapes)
     unknown = collections.defaultdict(list)
     result = []
     for step in graph.steps:
+        inputs = (
+            _attention_inputs(step) if isinstance(step.operation, layers.MultiHeadAttention) else step.inputs
+        )
         count = _of_step(
-            step.operation, [shapes[id(t)] for t in step.inputs], [shapes[id(t)] for t in step.outputs]
+            step.operation, [shapes[id(t)] for t in inputs], [shapes[id(t)] for t in step.outputs]
         )
         if count is None:
             unknown[type(step.operation).__name__].append(step.operation.name)
         result.append(count or 0)
-    if unknown:
+    if unknown and warn:
         listed = ", ".join(f"{kind} ({len(found)}, such as {found[0]!r})" for kind, found in unknown.items())
-        warnings.warn(
-            f"The multiply-adds of these kinds of layers are not known and count as zero: {listed}.",
-            stacklevel=4,
-        )
+        checks.warn(f"The multiply-adds of these kinds of layers are not known and count as zero: {listed}.")
     return result
 
 
@@ -168,8 +174,14 @@ def _of_step(operation, inputs, outputs):
     for kind, count in _COUNTS.items():
         if isinstance(operation, kind):
             return count(operation, inputs[0], outputs[0])
+    if isinstance(operation, layers.MultiHeadAttention):
+        return _of_attention(operation, inputs, outputs[0])
     if isinstance(operation, keras.Model) and hasattr(operation, "inputs"):
-        return sum(multiply_adds(Graph.of(operation)))
+        return sum(multiply_adds(Graph.of(operation), inputs))
+    if type(operation).__name__ == "Matmul":  # keras.ops.matmul, or `@`
+        return math.prod(outputs[0]) * inputs[0][-1]
+    if type(operation).__name__ in _UNKNOWN_PRODUCTS:
+        return None
     weights = operation.weights if isinstance(operation, layers.Layer) else ()
     # Weights that are vectors (normalisation, layer scale) are applied element by element.
     if isinstance(operation, _NO_PRODUCT) or all(len(w.shape) < 2 for w in weights):
@@ -208,17 +220,34 @@ def _of_dense(layer, before, after):
 
 
 def _of_einsum_dense(layer, before, after):
-    subscripts, result = layer.equation.replace(" ", "").split("->")
-    _, kernel = subscripts.split(",")
-    contracted = [d for label, d in zip(kernel, layer.kernel.shape, strict=True) if label not in result]
-    return math.prod(after) * math.prod(contracted)
+    inputs, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
+    added = [size for label, size in zip(kernel, layer.kernel.shape, strict=True) if label not in inputs]
+    return math.prod(before) * math.prod(added)
 
 
-def _of_attention(layer, before, after):
-    tokens, width = math.prod(before[1:-1]), before[-1]
-    key, value = layer.num_heads * layer.key_dim, layer.num_heads * layer.value_dim
-    projections = tokens * width * (2 * key + value) + tokens * value * after[-1]
-    return projections + tokens * tokens * (key + value)
+def _attention_inputs(step):
+    """Query, value and key of a call of attention, however they were passed; masks left out."""
+    names = ("query", "value", "key")
+    arguments = step.node.arguments
+    given = {**arguments.kwargs, **dict(zip(names, arguments.args, strict=False))}
+    key = given.get("key")
+    return [given["query"], given["value"], given["value"] if key is None else key]
+
+
+def _of_attention(layer, inputs, after):
+    """Projections of queries, keys and values, their two products, and the projection of the result."""
+    query, value, key = inputs
+    keys, values = layer.num_heads * layer.key_dim, layer.num_heads * layer.value_dim
+    axes = getattr(layer, "_attention_axes", None) or range(1, len(query) - 1)
+    seen = math.prod(key[axis] for axis in axes)  # positions that each position attends to
+    positions = math.prod(query[:-1])
+    projected = (
+        positions * query[-1] * keys
+        + math.prod(key) * keys
+        + math.prod(value) * values
+        + positions * values * after[-1]
+    )
+    return projected + positions * seen * (keys + values)
 
 
 def _of_exit_logits(layer, inputs):
@@ -235,10 +264,24 @@ _COUNTS = {
     (layers.Conv1D, layers.Conv2D, layers.Conv3D): _of_conv,
     layers.EinsumDense: _of_einsum_dense,
     layers.Dense: _of_dense,
-    layers.MultiHeadAttention: _of_attention,
 }
 # Layers with weights of more dimensions that are looked up or applied element by element.
-_NO_PRODUCT = (layers.Embedding, layers.PReLU)
+_NO_PRODUCT = (layers.Embedding, layers.PReLU, layers.LayerNormalization)
+# Operations and layers that multiply without weights of their own, by name: keras.ops has no public classes.
+_UNKNOWN_PRODUCTS = (
+    "AdditiveAttention",
+    "Attention",
+    "Conv",
+    "ConvTranspose",
+    "DepthwiseConv",
+    "Dot",
+    "DotProductAttention",
+    "Einsum",
+    "Inner",
+    "SeparableConv",
+    "Tensordot",
+    "Vdot",
+)
 
 
 def _parameters(operation):

@@ -9,6 +9,7 @@ from keras_exitens.attach import exit_features, exit_names
 from keras_exitens.ensemble import mean
 from keras_exitens.exit_metrics import per_exit
 from keras_exitens.guards import NonFiniteLoss, label_errors_explained
+from keras_exitens.layers import ExitLogits
 from keras_exitens.losses import check_labels, per_sample, standard_labels
 from keras_exitens.objectives import EED, TERMS, Objective
 
@@ -63,7 +64,8 @@ class ExitEnsembleDistiller(keras.Model):
         features = _matching_features(model, objective, names)
         _check_logits(model, names)
         # Keras wraps the optimizer for loss scaling by the policy of the model that is compiled: this one.
-        super().__init__(name=name, dtype=_policy(model), **kwargs)
+        # Images go on to `model` as they are: it casts them where it wants to.
+        super().__init__(name=name, dtype=_policy(model), autocast=False, **kwargs)
         self.model = model
         self.objective = objective
         self._names = tuple(names)
@@ -221,25 +223,29 @@ class ExitEnsembleDistiller(keras.Model):
             return metrics
         return [metrics[0], *self._term_trackers.values(), *metrics[1:]]
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, **kwargs):
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
         """Trains; see `keras.Model.fit`, whose arguments it takes.
 
-        Labels that are arrays are checked first. A loss that is not finite stops training.
+        Labels that are arrays, those of the validation data too, are checked first. A loss that is not
+        finite stops training.
 
         Raises:
             ValueError: labels out of range or of the wrong shape.
             FloatingPointError: the loss became NaN or infinite.
         """
         check_labels(y, self.classes)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, list | tuple) and len(validation) > 1:
+            check_labels(validation[1], self.classes)
         callbacks = NonFiniteLoss.first_of(callbacks)
         with label_errors_explained(self.classes):
-            return super().fit(x, y, batch_size, epochs, verbose, callbacks, **kwargs)
+            return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
-    def evaluate(self, x=None, y=None, **kwargs):
-        """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes by name."""
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes."""
         check_labels(y, self.classes)
         with label_errors_explained(self.classes):
-            return super().evaluate(x, y, **kwargs)
+            return super().evaluate(x, y, *args, **kwargs)
 
     def get_config(self):
         return {
@@ -332,8 +338,7 @@ def _check_logits(model, names):
     for name in names:
         operation = model.output[name]._keras_history.operation
         activation = getattr(operation, "activation", None)
-        ours = type(operation).__name__ == "ExitLogits"
-        if not ours and (
+        if not isinstance(operation, ExitLogits) and (
             activation not in (None, keras.activations.linear)
             or type(operation).__name__ in ("Softmax", "Sigmoid")
         ):

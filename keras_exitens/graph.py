@@ -10,7 +10,7 @@ import dataclasses
 import keras
 from keras import tree
 
-__all__ = ["Graph", "Step", "flatten", "is_map", "spatial_size"]
+__all__ = ["Graph", "Step", "flatten", "is_functional", "is_map", "spatial_size"]
 
 NOMINAL_SIZE = 224  # pixels assumed where a model takes images of any size
 
@@ -69,10 +69,12 @@ class Graph:
                 pending.extend(self.producer(t) for t in step.inputs)
         return found
 
-    def shapes(self):
+    def shapes(self, input_shapes=None):
         """The shape of every tensor, with one row to a batch.
 
-        Where the model leaves height or width open, it is taken as `NOMINAL_SIZE` pixels at the input.
+        Args:
+            input_shapes: shapes of the inputs. By default as the model has them; where it leaves height or
+                width open, `NOMINAL_SIZE` pixels.
 
         Returns:
             A dict from `id(tensor)` to a shape tuple.
@@ -80,12 +82,16 @@ class Graph:
         known = {id(t): t.shape for step in self.steps for t in (*step.inputs, *step.outputs)} | {
             id(t): t.shape for t in self.inputs
         }
-        if all(None not in shape[1:] for shape in known.values()):
+        if input_shapes is None and all(None not in shape[1:] for shape in known.values()):
             return {key: (1, *shape[1:]) for key, shape in known.items()}
-        values = {}
-        for t in self.inputs:
-            shape = (1, *(NOMINAL_SIZE if size is None else size for size in t.shape[1:]))
-            values[id(t)] = keras.KerasTensor(shape, dtype=t.dtype)
+        if input_shapes is None:
+            input_shapes = [
+                (1, *(NOMINAL_SIZE if size is None else size for size in t.shape[1:])) for t in self.inputs
+            ]
+        values = {
+            id(t): keras.KerasTensor(shape, dtype=t.dtype)
+            for t, shape in zip(self.inputs, input_shapes, strict=True)
+        }
         for step in self.steps:
             args, kwargs = step.node.arguments.fill_in(values)
             made = tree.flatten(step.operation.compute_output_spec(*args, **kwargs))
@@ -141,7 +147,8 @@ def flatten(model):
     """Replaces nested functional models by the operations they consist of, to any depth.
 
     The layers are called again on new symbolic tensors, so weights are shared with `model` and the numbers
-    are the same. A model without nested models comes back as it is.
+    are the same. A model without nested models comes back as it is. A nested model in which a layer has the
+    name of another layer outside of it stays nested: in one model, names are unique.
 
     Args:
         model: a functional or built Sequential model.
@@ -153,12 +160,13 @@ def flatten(model):
     """
     model = _functional(model)
     named = {}
-    if not any(_is_nested(op) for op in model.operations):
+    if not any(is_functional(op) for op in model.operations):
         for step in Graph.of(model).steps:
             named.setdefault(step.operation.name, step.outputs[0])
         return model.input, model.output, named
     inputs = tree.map_structure(_fresh_input, model.input)
-    outputs = _call_flat(model, tree.flatten(inputs), {}, named, prefix="")
+    taken = {op.name: op for op in model.operations if not is_functional(op)}
+    outputs = _call_flat(model, tree.flatten(inputs), {}, named, taken, prefix="")
     return inputs, tree.pack_sequence_as(model.output, outputs), named
 
 
@@ -171,28 +179,53 @@ def _functional(model):
     return model._functional if isinstance(model, keras.Sequential) else model
 
 
-def _is_nested(operation):
-    return isinstance(operation, keras.Model) and isinstance(_functional(operation), keras.Function)
+def is_functional(operation):
+    """Whether an operation is a functional or Sequential model without a `call` of its own."""
+    if not isinstance(operation, keras.Model) or not isinstance(_functional(operation), keras.Function):
+        return False
+    own = (keras.Sequential, *(kind for kind in type(operation).__mro__ if kind.__name__ == "Functional"))
+    return any(type(operation).call is kind.call for kind in own)
 
 
-def _call_flat(model, arguments, call_kwargs, named, prefix):
-    """Calls the operations of `model` one by one on the flat list `arguments`; nested models likewise."""
+def _inner_operations(model):
+    """The operations of a functional model and of those nested in it, by name; models and inputs left out."""
+    for operation in _functional(model).operations:
+        if is_functional(operation):
+            yield from _inner_operations(operation)
+        elif not isinstance(operation, keras.layers.InputLayer):
+            yield operation
+
+
+def _call_flat(model, arguments, call_kwargs, named, taken, prefix):
+    """Calls the operations of `model` one by one on the flat list `arguments`; nested models likewise.
+
+    `taken` maps the names that are in use to their operations: a model nested twice shares its own.
+    """
     values = dict(zip((id(t) for t in model.inputs), arguments, strict=True))
     for node in _ordered_nodes(model.inputs, model.outputs):
         operation = node.operation
         args, kwargs = node.arguments.fill_in(values)
         if call_kwargs and getattr(operation, "_call_has_training_arg", False):
             kwargs = {**call_kwargs, **kwargs}
-        if _is_nested(operation):
+        inner = list(_inner_operations(operation)) if is_functional(operation) else []
+        names = {op.name: op for op in inner}
+        if inner and all(names[op.name] is op is taken.get(op.name, op) for op in inner):
+            taken.update(names)
+            body = _functional(operation)
+            entering = tree.flatten(args or kwargs["inputs"])
+            entering = [_cast_to(inside, t) for inside, t in zip(body.inputs, entering, strict=True)]
             training = {k: v for k, v in kwargs.items() if k == "training" and v is not None}
-            made = _call_flat(
-                _functional(operation), tree.flatten(args), training, named, f"{prefix}{operation.name}/"
-            )
+            made = _call_flat(body, entering, training, named, taken, f"{prefix}{operation.name}/")
         else:
             made = tree.flatten(operation(*args, **kwargs))
         values.update(zip((id(t) for t in node.outputs), made, strict=True))
         named.setdefault(f"{prefix}{operation.name}", made[0])
     return [values[id(t)] for t in model.outputs]
+
+
+def _cast_to(reference, tensor):
+    """A functional model casts what enters it to the dtype of its inputs; so does its flat form."""
+    return tensor if tensor.dtype == reference.dtype else keras.ops.cast(tensor, reference.dtype)
 
 
 def is_map(tensor):

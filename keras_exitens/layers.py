@@ -1,6 +1,5 @@
 """Exit heads, and the layer that turns a classifier into logits."""
 
-import contextlib
 import math
 
 import keras
@@ -8,7 +7,7 @@ from keras import layers
 
 from keras_exitens import checks
 
-__all__ = ["HEADS", "ExitLogits", "apply_head"]
+__all__ = ["HEADS", "ExitLogits", "apply_head", "data_format_of"]
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens")
@@ -39,11 +38,9 @@ class ExitLogits(layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        with _without_activation(self.classifier):
-            logits = self.classifier(inputs)
-        logits = keras.ops.cast(logits, "float32")
+        logits = keras.ops.cast(_without_activation(self.classifier)(inputs), "float32")
         if len(logits.shape) > 2:
-            axes = (2, 3) if self.classifier.data_format == "channels_first" else (1, 2)
+            axes = (2, 3) if data_format_of(self.classifier) == "channels_first" else (1, 2)
             logits = keras.ops.mean(logits, axis=axes)
         if logits.shape[-1] == 1:
             logits = keras.ops.concatenate([keras.ops.zeros_like(logits), logits], axis=-1)
@@ -66,17 +63,28 @@ class ExitLogits(layers.Layer):
         return cls(classifier, **config)
 
 
-@contextlib.contextmanager
 def _without_activation(layer):
-    # Written to `__dict__`: Keras refuses to set attributes that hold layers (an activation may be a layer)
-    # on a built layer.
-    attributes = vars(layer)
-    activation = attributes["activation"]
-    attributes["activation"] = keras.activations.linear
-    try:
-        yield
-    finally:
-        attributes["activation"] = activation
+    """A view of a built layer: the same variables and settings, but for the activation.
+
+    The user's layer is left alone even while it is called: it may run in another thread.
+    """
+    view = object.__new__(type(layer))
+    vars(view).update(vars(layer), activation=keras.activations.linear)
+    return view
+
+
+def data_format_of(layer):
+    """`"channels_last"` or `"channels_first"`; a Dense layer works on the last axis."""
+    return getattr(layer, "data_format", "channels_last")
+
+
+def _policy_of(tensor):
+    """The dtype policy of the layer that a tensor comes from; operations such as `x + y` have none."""
+    while True:
+        operation, node_index, _ = tensor._keras_history
+        if isinstance(operation, layers.Layer):
+            return operation.dtype_policy
+        tensor = operation._inbound_nodes[node_index].input_tensors[0]
 
 
 def apply_head(head, tensor, *, width, features, halvings, data_format, name):
@@ -95,7 +103,7 @@ def apply_head(head, tensor, *, width, features, halvings, data_format, name):
         KerasTensor `(batch, D)`.
     """
     # New layers compute as the layer does that they are attached to, whatever the global policy is now.
-    dtype = getattr(tensor._keras_history.operation, "dtype_policy", None)
+    dtype = _policy_of(tensor)
     if callable(head):
         out = head(tensor, width, name)
     else:

@@ -3,6 +3,7 @@
 import inspect
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_exitens import checks
@@ -12,7 +13,9 @@ __all__ = ["check_labels", "per_sample", "standard_labels"]
 
 _FIX = "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or loss=None for cross-entropy"
 # Losses of probabilities that cannot be told to take logits.
-_PROBABILITIES_ONLY = ("kl_divergence", "kldivergence", "poisson")
+_PROBABILITIES_ONLY = ("kldivergence", "poisson")
+# Losses of one score a label, compared with labels 0 and 1.
+_BINARY = ("binarycrossentropy", "binaryfocalcrossentropy")
 
 
 def per_sample(loss, classes):
@@ -33,20 +36,13 @@ def per_sample(loss, classes):
         loss = _by_name(loss, classes)
     if loss is cross_entropy:
         return loss
+    kind = type(loss).__name__ if isinstance(loss, keras.losses.Loss) else getattr(loss, "__name__", "")
+    _check_kind(kind)
     if isinstance(loss, keras.losses.Loss):
         _check_loss(loss)
-        if isinstance(loss, keras.losses.BinaryCrossentropy | keras.losses.BinaryFocalCrossentropy):
-            raise checks.error(
-                "A binary loss does not fit: each exit gives two logits, not one.",
-                expected="a loss over classes, from logits",
-                received=f"loss={type(loss).__name__}",
-                fix=_FIX,
-            )
         function = loss.call
-        takes = _label_kind(type(loss).__name__)
     elif callable(loss):
         function = _from_logits(loss)
-        takes = _label_kind(getattr(loss, "__name__", ""))
     else:
         raise checks.error(
             "`loss` is not a loss.",
@@ -54,7 +50,8 @@ def per_sample(loss, classes):
             received=f"loss={loss!r}",
             fix=_FIX,
         )
-    name = getattr(loss, "name", None) or getattr(loss, "__name__", repr(loss))
+    name = getattr(loss, "name", None) or kind or repr(loss)
+    takes = _label_kind(kind)
 
     def values(y, logits):
         result = function(_as_taken(y, takes, name, logits), logits)
@@ -71,16 +68,9 @@ def per_sample(loss, classes):
 
 
 def _by_name(name, classes):
-    plain = name.lower()
-    if plain in ("crossentropy", "ce") or (classes == 2 and plain.replace("_", "") == "binarycrossentropy"):
+    if _plain(name) in ("crossentropy", "ce") or (classes == 2 and _plain(name) == "binarycrossentropy"):
         return cross_entropy
-    if plain in _PROBABILITIES_ONLY:
-        raise checks.error(
-            f"The loss {name!r} compares probabilities, but exits give logits.",
-            expected="a loss that can be computed from logits",
-            received=f"loss={name!r}",
-            fix=_FIX,
-        )
+    _check_kind(name)
     loss = keras.losses.get(name)
     if isinstance(loss, keras.losses.Loss) and "from_logits" in loss.get_config():
         return type(loss).from_config({**loss.get_config(), "from_logits": True})
@@ -94,22 +84,42 @@ def _from_logits(function):
     return lambda y, logits: function(y, logits, from_logits=True)
 
 
+def _plain(name):
+    return name.lower().replace("_", "")
+
+
+def _check_kind(name):
+    """Refuses a Keras loss, by the name of its class or function, that does not fit logits over classes."""
+    if _plain(name) in _PROBABILITIES_ONLY:
+        raise checks.error(
+            f"The loss {name!r} compares probabilities, but exits give logits.",
+            expected="a loss that can be computed from logits",
+            received=f"loss={name!r}",
+            fix=_FIX,
+        )
+    if _plain(name) in _BINARY:
+        raise checks.error(
+            "A binary loss does not fit: each exit gives one logit a class, two for a binary network.",
+            expected="a loss over classes, from logits",
+            received=f"loss={name!r}",
+            fix=_FIX,
+        )
+
+
 def _check_loss(loss):
-    config = loss.get_config()
-    if config.get("from_logits") is False or type(loss).__name__.lower() in _PROBABILITIES_ONLY:
+    kind = type(loss).__name__
+    if loss.get_config().get("from_logits") is False:
         raise checks.error(
             "The loss wants probabilities, but exits give logits.",
-            expected=f"{type(loss).__name__}(from_logits=True)"
-            if "from_logits" in config
-            else "a loss that can be computed from logits",
-            received=f"{type(loss).__name__}(from_logits={config.get('from_logits', False)})",
+            expected=f"{kind}(from_logits=True)",
+            received=f"{kind}(from_logits=False)",
             fix=f"pass from_logits=True; or {_FIX}",
         )
     if loss.reduction != "sum_over_batch_size":
         raise checks.error(
             "The loss reduces the batch in a way of its own.",
             expected="the default reduction, 'sum_over_batch_size'",
-            received=f"{type(loss).__name__}(reduction={loss.reduction!r})",
+            received=f"{kind}(reduction={loss.reduction!r})",
             fix="leave `reduction` out; change the learning rate where the sum was meant",
         )
 
@@ -167,7 +177,7 @@ def check_labels(y, classes):
     """
     if not (hasattr(y, "__array__") and hasattr(y, "shape")) or isinstance(y, keras.KerasTensor):
         return
-    values = keras.ops.convert_to_numpy(y)
+    values = np.asarray(y)
     if values.dtype.kind not in "iufb":
         raise checks.error(
             "The labels are not numbers.",

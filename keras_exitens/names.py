@@ -3,7 +3,7 @@
 import keras
 
 from keras_exitens import checks
-from keras_exitens.graph import Graph
+from keras_exitens.graph import Graph, is_functional
 from keras_exitens.layers import ExitLogits
 
 __all__ = ["FINAL", "check_multi_exit", "exit_order"]
@@ -29,7 +29,8 @@ def exit_order(model):
 
 def check_multi_exit(model):
     """Raises `ValueError` unless `model` is functional and its output is a dict of logits."""
-    output = model.output if isinstance(model, keras.Model) and hasattr(model, "operations") else None
+    single = isinstance(model, keras.Sequential)
+    output = model.output if is_functional(model) and not single else None
     shapes = [t.shape for t in output.values()] if isinstance(output, dict) else []
     if not shapes or any(len(shape) != 2 or shape != shapes[0] for shape in shapes):
         raise checks.error(

@@ -1,5 +1,7 @@
 """Where exits go: at cuts of the backbone, chosen by compute, by stage or by name."""
 
+import itertools
+import numbers
 import typing
 
 import keras
@@ -11,7 +13,7 @@ from keras_exitens.graph import is_map, spatial_size
 __all__ = ["place"]
 
 
-def place(graph, named, exits, placement, end, data_format):
+def place(graph, named, exits, placement, end, feature, data_format):
     """Chooses the tensors that the exits are attached to.
 
     Args:
@@ -20,6 +22,8 @@ def place(graph, named, exits, placement, end, data_format):
         exits: int, how many; or a list of layer names.
         placement: `"compute"` or `"stage"`, used where `exits` is a number.
         end: KerasTensor, the last feature map: no exit comes after it.
+        feature: KerasTensor, what enters the classifier: an exit that is not named spares some of the work
+            up to there.
         data_format: `"channels_last"` or `"channels_first"`.
 
     Returns:
@@ -28,15 +32,16 @@ def place(graph, named, exits, placement, end, data_format):
     Raises:
         ValueError: see `add_exits`.
     """
-    if isinstance(exits, int) and not isinstance(exits, bool):
-        checks.one_of("placement", placement, ("compute", "stage"))
-        if checks.number("exits", exits, low=0) == 0:
-            return []
-        macs = multiply_adds(graph)
-        cuts = _legal_cuts(graph, macs, end, data_format, exits)
-        chosen = _by_compute(cuts, exits, sum(macs)) if placement == "compute" else _by_stage(cuts, exits)
-        return [cut.tensor for cut in chosen]
-    return _by_name(graph, named, exits, end)
+    checks.one_of("placement", placement, ("compute", "stage"))
+    if not isinstance(exits, numbers.Integral) or isinstance(exits, bool):
+        return _by_name(graph, named, exits, end)
+    if checks.number("exits", exits, low=0) == 0:
+        return []
+    macs = multiply_adds(graph, warn=False)
+    cuts = _legal_cuts(graph, macs, end, feature, data_format)
+    options = _enough(cuts, exits, placement, spatial_size(graph.shapes()[id(end)], data_format))
+    chosen = _most_even(options, exits, sum(macs)) if placement == "compute" else options[-exits:]
+    return [cut.tensor for cut in chosen]
 
 
 class _Cut(typing.NamedTuple):
@@ -48,55 +53,65 @@ class _Cut(typing.NamedTuple):
     size: tuple  # (height, width) in pixels
 
 
-def _legal_cuts(graph, macs, end, data_format, wanted):
-    """Cuts with as few live tensors as still leave `wanted` of them, one for each run of cheap layers.
-
-    Between two layers that multiply, the last cut of one resolution is taken: after the activation that
-    follows a convolution, before the padding or pooling that follows the activation.
-    """
+def _legal_cuts(graph, macs, end, feature, data_format):
+    """Every point at which an exit has something to classify from, and spares work: in the order computed."""
     shapes, live = graph.shapes(), graph.live_after()
-    inside = graph.ancestors(end) - {graph.producer(end).index}
+    inside = graph.ancestors(end)
+    work = sum(macs[i] for i in graph.ancestors(feature))
     total = 0
     cuts = []
     for step, tensors in zip(graph.steps, live, strict=True):
         total += macs[step.index]
         tensor = step.outputs[0]
-        if step.index in inside and is_map(tensor) and any(t is tensor for t in tensors):
+        if step.index in inside and 0 < total < work and is_map(tensor) and any(t is tensor for t in tensors):
             cuts.append(_Cut(tensor, len(tensors), total, spatial_size(shapes[id(tensor)], data_format)))
-    widest = max((cut.width for cut in cuts), default=0)
-    runs = []
-    for width in range(1, widest + 1):
-        runs = _last_of_runs([cut for cut in cuts if cut.width <= width])
-        if len(runs) >= wanted:
-            return runs
+    return cuts
+
+
+def _enough(cuts, wanted, placement, end_size):
+    """The cuts to choose from: those with as few live tensors as still leave `wanted` of them."""
+    options = []
+    for width in range(1, max((cut.width for cut in cuts), default=0) + 1):
+        options = _one_a_run([cut for cut in cuts if cut.width <= width])
+        if placement == "stage":
+            options = list({cut.size: cut for cut in options}.values())
+            # The final classifier stands at the resolution of the last map: it comes in only at need.
+            others = [cut for cut in options if cut.size != end_size]
+            options = others if len(others) >= wanted else options
+        if len(options) >= wanted:
+            return options
+    places = "stages" if placement == "stage" else "places"
     raise checks.error(
-        "The network has too few places for so many exits.",
-        expected=f"at most {len(runs)} early exit(s) in this network",
+        f"The network has too few {places} for so many exits.",
+        expected=f"at most {len(options)} early exit(s) in this network with placement={placement!r}",
         received=f"exits={wanted}",
-        fix=f"pass exits={len(runs)} or less"
-        if runs
-        else "use a deeper network: this one has no inner feature map",
+        fix=f"pass exits={len(options)} or less" + (", or placement='compute'" if places == "stages" else "")
+        if options
+        else f"pass exits={len(options)}, or use a deeper network: this one has no inner map to leave from",
     )
 
 
-def _last_of_runs(cuts):
-    return [
-        cut
-        for cut, after in zip(cuts, [*cuts[1:], None], strict=True)
-        # Before the first multiplication there is nothing to classify from.
-        if cut.before and (after is None or (after.before, after.size) != (cut.before, cut.size))
-    ]
+def _one_a_run(cuts):
+    """Of the cuts between two layers that multiply, the last one that has the resolution of the first.
+
+    That is after the activation that follows a convolution, and before the pooling or padding that follows
+    the activation.
+    """
+    chosen = []
+    for _, run in itertools.groupby(cuts, key=lambda cut: cut.before):
+        run = list(run)
+        chosen.append([cut for cut in run if cut.size == run[0].size][-1])
+    return chosen
 
 
-def _by_compute(cuts, exits, total):
+def _most_even(cuts, exits, total):
     """The cuts whose segments have the least sum of squared multiply-adds: the most even split.
 
     Dynamic programming over the cuts: exact, and ties go to the earlier cut.
     """
     ends = [0, *(cut.before for cut in cuts), total]
     last = len(ends) - 1
-    # best[j] = (cost, path) of reaching end j with the exits placed so far
-    best = {0: (0, ())}
+    best = {0: (0, ())}  # index of an end -> (cost, path) of the exits placed so far
     for segment in range(exits + 1):
         reach = [last] if segment == exits else range(1, last)
         best = {
@@ -106,22 +121,6 @@ def _by_compute(cuts, exits, total):
         }
     _, path = best[last]
     return [cuts[j - 1] for j in path[:-1]]
-
-
-def _by_stage(cuts, exits):
-    """The last cut of each spatial resolution, the latest `exits` of them."""
-    stages = {}
-    for cut in cuts:
-        stages[cut.size] = cut
-    chosen = list(stages.values())
-    if len(chosen) < exits:
-        raise checks.error(
-            "The network has too few stages for so many exits.",
-            expected=f"at most {len(chosen)} early exit(s): one for each spatial resolution",
-            received=f"exits={exits}, placement='stage'",
-            fix=f"pass exits={len(chosen)}, or placement='compute'",
-        )
-    return chosen[len(chosen) - exits :]
 
 
 def _by_name(graph, named, exits, end):
@@ -135,7 +134,7 @@ def _by_name(graph, named, exits, end):
     allowed = graph.ancestors(end)
     tensors = []
     for name in exits:
-        if name not in named:
+        if not isinstance(name, str) or name not in named:
             raise checks.error(
                 f"The network has no layer {name!r}.",
                 expected="names of layers of the network; 'a/b' is layer b of the nested model a",
