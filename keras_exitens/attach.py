@@ -12,7 +12,7 @@ from keras_exitens.classifier import find_classifier, last_map
 from keras_exitens.costs import cost
 from keras_exitens.graph import Graph, flatten, is_functional, is_map, spatial_size
 from keras_exitens.layers import HEADS, ExitLogits, apply_head, data_format_of
-from keras_exitens.names import FINAL, exit_order
+from keras_exitens.names import FINAL, exit_graph, exit_order
 from keras_exitens.placement import place
 
 __all__ = ["add_exits", "exit_features", "exit_names", "strip_exits"]
@@ -116,11 +116,10 @@ def strip_exits(model, exit="final", activation="restore"):
     names = exit_names(model)
     checks.one_of("exit", exit, tuple(names))
     checks.one_of("activation", activation, ("restore", None))
-    logits = model.output[exit]
+    inputs, graph, outputs = exit_graph(model)
     if activation is None:
-        return keras.Model(model.input, logits, name=model.name)
-    graph = Graph(model.inputs, [logits])
-    found = find_classifier(graph, logits)
+        return keras.Model(inputs, outputs[exit], name=model.name)
+    found = find_classifier(graph, outputs[exit])
     output = found.layer(found.feature)
     if len(output.shape) > 2:
         output = layers.GlobalAveragePooling2D(data_format=data_format_of(found.layer))(output)
@@ -129,7 +128,7 @@ def strip_exits(model, exit="final", activation="restore"):
         and found.activation is not keras.activations.linear
     ):
         output = layers.Activation(found.activation, dtype="float32", name=f"{exit}_activation")(output)
-    return keras.Model(model.input, output, name=model.name)
+    return keras.Model(inputs, output, name=model.name)
 
 
 def exit_names(model):

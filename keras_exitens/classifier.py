@@ -6,10 +6,10 @@ import keras
 from keras import layers
 
 from keras_exitens import checks
-from keras_exitens.graph import is_map, spatial_size
+from keras_exitens.graph import Graph, is_functional, is_map, spatial_size
 from keras_exitens.layers import ExitLogits, data_format_of
 
-__all__ = ["Classifier", "find_classifier", "last_map"]
+__all__ = ["Classifier", "find_classifier", "last_map", "output_activation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ _POOLS = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
 _PASSES = (layers.Reshape, layers.Flatten, layers.GlobalAveragePooling2D, layers.Dropout, layers.Identity)
 _PASSING_OPERATIONS = ("Cast", "Identity", "Reshape", "Squeeze")
 _ACTIVATIONS = {"Softmax": "softmax", "LogSoftmax": "log_softmax", "Sigmoid": "sigmoid"}
+_CLASSIFIERS = (layers.Dense, layers.Conv2D)
 _LINEAR = "linear"
 
 
@@ -59,36 +60,23 @@ def find_classifier(graph, output):
     Raises:
         ValueError: the network does not end in a single-label classifier.
     """
-    activated = []  # (name of the activation, its layer, its output)
-    pooled = None
-    tensor = output
-    while True:
-        step = graph.producer(tensor)
-        operation = None if step is None else step.operation
-        kind = type(operation).__name__
+    activated, pooled = [], None
+    for step, name in _tail(graph, output):
+        operation = step.operation
         if isinstance(operation, ExitLogits):
             return Classifier(operation.classifier, step.inputs[0], operation.activation)
-        if isinstance(operation, layers.Activation):
-            activated.append((activation_name(operation.activation), operation, tensor))
-        elif kind in _ACTIVATIONS:
-            activated.append((_ACTIVATIONS[kind], operation, tensor))
-        elif isinstance(operation, layers.Dense | layers.Conv2D):
-            activated.append((activation_name(operation.activation), operation, tensor))
-            break
-        elif not isinstance(operation, _PASSES) and kind not in _PASSING_OPERATIONS:
-            raise checks.error(
-                "The network does not end in a classifier.",
-                expected="a Dense or Conv2D layer with one unit a class, then at most an activation, "
-                "reshaping, global average pooling or dropout",
-                received="an input of the model"
-                if operation is None
-                else f"layer {operation.name!r} ({kind})",
-                fix="end the model in keras.layers.Dense(classes, activation='softmax')",
-            )
-        if isinstance(operation, _POOLS) and _first_activation(activated) is None:
+        if name != _LINEAR:
+            activated.append((name, operation, step.outputs[0]))
+        elif isinstance(operation, _POOLS) and not activated:
             pooled = operation
-        tensor = step.inputs[0]
-    activated = [entry for entry in activated if entry[0] != _LINEAR]
+    if not isinstance(operation, _CLASSIFIERS):
+        raise checks.error(
+            "The network does not end in a classifier.",
+            expected="a Dense or Conv2D layer with one unit a class, then at most an activation, "
+            "reshaping, global average pooling or dropout",
+            received=f"layer {operation.name!r} ({type(operation).__name__})",
+            fix="end the model in keras.layers.Dense(classes, activation='softmax')",
+        )
     _check_activations(activated, pooled, operation)
     name = activated[0][0] if activated else _LINEAR
     found = Classifier(operation, step.inputs[0], getattr(keras.activations, name, name))
@@ -96,13 +84,36 @@ def find_classifier(graph, output):
     return found
 
 
-def _first_activation(activated):
-    """The first entry that is not linear, or `None`."""
-    return next((entry for entry in activated if entry[0] != _LINEAR), None)
+def output_activation(graph, output):
+    """Keras's name of the activation that an output of a network ends in; `"linear"` for logits."""
+    names = [name for _, name in _tail(graph, output) if name != _LINEAR]
+    return names[0] if names else _LINEAR
+
+
+def _tail(graph, output):
+    """The steps from `output` back to the classifier layer, or to the first layer that cannot come after one.
+
+    Yields:
+        `(step, name)`, the name being that of the activation that the step applies, `"linear"` for none.
+    """
+    tensor = output
+    while (step := graph.producer(tensor)) is not None:
+        operation, kind = step.operation, type(step.operation).__name__
+        if is_functional(operation):
+            inner = Graph.of(operation)
+            yield step, output_activation(inner, inner.outputs[0])
+            return
+        yield step, _ACTIVATIONS.get(kind) or activation_name(getattr(operation, "activation", None))
+        passes = isinstance(operation, (*_PASSES, layers.Activation))
+        if not passes and kind not in (*_PASSING_OPERATIONS, *_ACTIVATIONS):
+            return
+        tensor = step.inputs[0]
 
 
 def activation_name(activation):
     """Keras's name of an activation: a function, a layer such as `Softmax()`, or TensorFlow's own."""
+    if activation is None:
+        return _LINEAR
     name = getattr(activation, "__name__", type(activation).__name__)
     return _ACTIVATIONS.get(name, name.removesuffix("_v2"))
 
@@ -155,9 +166,9 @@ def _check_single_label(classifier, name, output, activated):
         if tuple(size for size in tensor.shape[1:] if size != 1) != ((units,) if units > 1 else ()):
             break
     else:
-        if len(output.shape) == 2:
+        tensor = output if len(output.shape) != 2 else classifier.feature
+        if len(tensor.shape) in (2, 4):
             return
-        tensor = output
     raise checks.error(
         "The output is not one row of class scores an image.",
         expected=f"{units} scores an image, an output of shape (batch, {units})",

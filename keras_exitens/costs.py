@@ -11,7 +11,7 @@ from keras import layers
 from keras_exitens import checks
 from keras_exitens.graph import Graph
 from keras_exitens.layers import ExitLogits
-from keras_exitens.names import exit_order
+from keras_exitens.names import exit_graph, exit_order
 
 __all__ = ["ExitCost", "cost", "multiply_adds"]
 
@@ -104,8 +104,8 @@ def cost(model):
     ```
     """
     names = exit_order(model)
-    graph = Graph.of(model)
-    needed = [graph.ancestors(model.output[name]) for name in names]
+    _, graph, outputs = exit_graph(model)
+    needed = [graph.ancestors(outputs[name]) for name in names]
     macs = multiply_adds(graph)
     params = {step.index: _parameters(step.operation) for step in graph.steps}
     last, counted, seen_layers = needed[-1], set(), set()
@@ -177,7 +177,7 @@ def _of_step(operation, inputs, outputs):
     if isinstance(operation, layers.MultiHeadAttention):
         return _of_attention(operation, inputs, outputs[0])
     if isinstance(operation, keras.Model) and hasattr(operation, "inputs"):
-        return sum(multiply_adds(Graph.of(operation), inputs))
+        return sum(multiply_adds(Graph.of(operation), inputs, warn=False))
     if type(operation).__name__ == "Matmul":  # keras.ops.matmul, or `@`
         return math.prod(outputs[0]) * inputs[0][-1]
     if type(operation).__name__ in _UNKNOWN_PRODUCTS:

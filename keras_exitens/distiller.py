@@ -6,8 +6,10 @@ from keras import ops
 
 from keras_exitens import checks
 from keras_exitens.attach import exit_features, exit_names
-from keras_exitens.ensemble import mean
+from keras_exitens.classifier import output_activation
+from keras_exitens.ensemble import at_least_float32, mean
 from keras_exitens.exit_metrics import per_exit
+from keras_exitens.graph import Graph
 from keras_exitens.guards import NonFiniteLoss, label_errors_explained
 from keras_exitens.layers import ExitLogits
 from keras_exitens.losses import check_labels, per_sample, standard_labels
@@ -109,7 +111,7 @@ class ExitEnsembleDistiller(keras.Model):
         """
         logits, features = self._forward(inputs, training)
         outputs = dict(zip(self._names, logits, strict=True))
-        outputs[ENSEMBLE] = mean(logits)
+        outputs[ENSEMBLE] = mean(at_least_float32(logits))
         return (outputs, features) if with_features else outputs
 
     def compile(self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None, **kwargs):
@@ -169,7 +171,10 @@ class ExitEnsembleDistiller(keras.Model):
             loss, new_state = self._loss(outputs, features, y, sample_weight)
             loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        if weights:
+            self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        else:
+            checks.warn("The network does not have any trainable weights: nothing is learned.")
         for key, value in new_state.items():
             self._state[key].assign(value)
         self._state["step"].assign_add(1)
@@ -196,7 +201,7 @@ class ExitEnsembleDistiller(keras.Model):
             y,
             {key: ops.convert_to_tensor(variable) for key, variable in self._state.items()},
             loss=self._sample_loss,
-            batch_mean=lambda values: all_sum(ops.sum(values)) / rows,
+            batch_mean=lambda values: all_sum(ops.sum(values)) / ops.cast(rows, values.dtype),
         )
         if sample_weight is not None:
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
@@ -212,8 +217,9 @@ class ExitEnsembleDistiller(keras.Model):
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics of all exits from the dict of logits; see `keras.Model.compute_metrics`."""
-        stacked = ops.stack([y_pred[name] for name in (*self._names, ENSEMBLE)], axis=1)
-        return super().compute_metrics(x, y, stacked, sample_weight)
+        logits = [y_pred[name] for name in (*self._names, ENSEMBLE)]
+        stacked = ops.stack(at_least_float32(logits), axis=1)
+        return super().compute_metrics(x, standard_labels(y, self.classes), stacked, sample_weight)
 
     @property
     def metrics(self):
@@ -235,8 +241,9 @@ class ExitEnsembleDistiller(keras.Model):
         """
         check_labels(y, self.classes)
         validation = kwargs.get("validation_data")
-        if isinstance(validation, list | tuple) and len(validation) > 1:
-            check_labels(validation[1], self.classes)
+        if isinstance(validation, list | tuple):
+            _, labels, _ = keras.utils.unpack_x_y_sample_weight(tuple(validation))
+            check_labels(labels, self.classes, required=True)
         callbacks = NonFiniteLoss.first_of(callbacks)
         with label_errors_explained(self.classes):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
@@ -246,6 +253,18 @@ class ExitEnsembleDistiller(keras.Model):
         check_labels(y, self.classes)
         with label_errors_explained(self.classes):
             return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        """One training step; see `keras.Model.train_on_batch`. Labels that are arrays are checked first."""
+        check_labels(y, self.classes)
+        with label_errors_explained(self.classes):
+            return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        """One evaluation step; see `keras.Model.test_on_batch`. Labels that are arrays are checked first."""
+        check_labels(y, self.classes)
+        with label_errors_explained(self.classes):
+            return super().test_on_batch(x, y, *args, **kwargs)
 
     def get_config(self):
         return {
@@ -335,16 +354,14 @@ def _matching_features(model, objective, names):
 
 
 def _check_logits(model, names):
+    graph = Graph.of(model)
     for name in names:
-        operation = model.output[name]._keras_history.operation
-        activation = getattr(operation, "activation", None)
-        if not isinstance(operation, ExitLogits) and (
-            activation not in (None, keras.activations.linear)
-            or type(operation).__name__ in ("Softmax", "Sigmoid")
-        ):
+        activation = output_activation(graph, model.output[name])
+        logits = isinstance(graph.producer(model.output[name]).operation, ExitLogits)
+        if not logits and activation != "linear":
             raise checks.error(
                 f"The output {name!r} is not logits.",
                 expected="the values before softmax",
-                received=f"the output of layer {operation.name!r} with an activation",
-                fix="build that layer with activation=None",
+                received=f"the output of an activation, {activation!r}",
+                fix="build the classifier of that exit with activation=None",
             )

@@ -1,9 +1,11 @@
 """The metrics given to `compile`, once for each exit and once for the ensemble."""
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 from keras_exitens import checks
+from keras_exitens.losses import is_of_keras, one_hot
 from keras_exitens.objectives import cross_entropy
 
 __all__ = ["ExitMetric", "per_exit"]
@@ -30,9 +32,8 @@ class ExitMetric(keras.metrics.Metric):
         super().__init__(name=f"{exit_name}_{metric.name}", dtype=metric.dtype)
         self.metric = metric
         self.index = index
-        # Keras's callbacks read from it whether larger is better.
-        self._direction = getattr(metric, "_direction", None)
-        self._kind = _describe(metric)
+        if getattr(metric, "_direction", None) is not None:
+            self._direction = metric._direction  # Keras's callbacks read there whether larger is better
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         logits = y_pred[:, self.index]
@@ -41,21 +42,22 @@ class ExitMetric(keras.metrics.Metric):
 
     def _feed(self, y, logits):
         """Labels and scores in the form that the metric wants."""
-        ids = len(y.shape) == 1
-        if "sparse" in self._kind and not ids:
-            y = ops.argmax(y, axis=-1)
-        elif "categorical" in self._kind and "sparse" not in self._kind and ids:
-            y = ops.one_hot(y, logits.shape[-1])
-        if (
-            isinstance(self.metric, _RANKS)
-            or getattr(self.metric, "from_logits", False)
-            or _on_logits(self.metric)
-        ):
-            return y, logits
-        scores = ops.softmax(logits)
-        if ids and logits.shape[-1] == 2 and "categorical" not in self._kind:
-            return ops.expand_dims(y, -1), scores[:, 1:]  # a metric of binary classification
-        return y, scores
+        logits = ops.cast(logits, "float32")
+        classes, ids, kind = logits.shape[-1], len(y.shape) == 1, _describe(self.metric)
+        binary = False
+        if not is_of_keras(_function_of(self.metric)):
+            pass  # a metric of the user's own gets the labels as they are
+        elif "sparse" in kind or getattr(self.metric, "sparse_y_true", False):
+            y = y if ids else ops.argmax(y, axis=-1)
+        elif ids and classes == 2 and "categorical" not in kind and "onehot" not in kind:
+            y, binary = ops.expand_dims(y, -1), True
+        elif ids:
+            y = one_hot(y, classes)
+        if _on_logits(self.metric):
+            return y, logits[:, 1:] - logits[:, :1] if binary else logits
+        # A copy: Keras remembers the logits behind a softmax, and would take them for those of a sigmoid.
+        scores = tf.identity(ops.softmax(logits))
+        return y, scores[:, 1:] if binary else scores
 
     def result(self):
         return self.metric.result()
@@ -67,16 +69,29 @@ class ExitMetric(keras.metrics.Metric):
         return {"metric": keras.saving.serialize_keras_object(self.metric), "index": self.index}
 
 
+def _function_of(metric):
+    """What a metric averages, or the metric itself: its name says which labels it takes."""
+    function = getattr(metric, "_fn", metric)
+    if isinstance(getattr(function, "__self__", None), keras.losses.Loss):
+        return function.__self__
+    return metric if function is cross_entropy else function
+
+
 def _describe(metric):
-    """Class and function name of a metric, lower case: what Keras's own metrics say of their labels."""
-    function = getattr(metric, "_fn", None)
-    return f"{type(metric).__name__} {getattr(function, '__name__', '')}".lower()
+    function = _function_of(metric)
+    name = getattr(function, "__name__", type(function).__name__)
+    return f"{type(metric).__name__} {name}".lower().replace("_", "")
 
 
 def _on_logits(metric):
+    """Whether a metric reads logits; those that only rank classes give the same on logits, and cheaper."""
+    function = _function_of(metric)
+    loss = isinstance(function, keras.losses.Loss)
+    settings = function.get_config() if loss else getattr(metric, "_fn_kwargs", {})
     return (
-        bool(getattr(metric, "_fn_kwargs", {}).get("from_logits"))
-        or getattr(metric, "_fn", None) is cross_entropy
+        getattr(metric, "_fn", None) is cross_entropy
+        or isinstance(metric, _RANKS)
+        or bool(settings.get("from_logits") or getattr(metric, "from_logits", False))
     )
 
 
@@ -105,10 +120,31 @@ def _resolve(identifier):
     if isinstance(identifier, str) and identifier.lower() in ("accuracy", "acc"):
         return keras.metrics.SparseCategoricalAccuracy(name=identifier)
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        return keras.metrics.MeanMetricWrapper(cross_entropy, name=identifier)
-    metric = keras.metrics.get(identifier)
+        metric = keras.metrics.MeanMetricWrapper(cross_entropy, name=identifier)
+        metric._direction = "down"
+        return metric
+    if isinstance(identifier, keras.losses.Loss):
+        # Unreduced: the metric takes the mean over all samples.
+        metric = keras.metrics.MeanMetricWrapper(identifier.call, name=identifier.name)
+        metric._direction = "down"
+        return metric
+    try:
+        metric = keras.metrics.get(identifier)
+    except (TypeError, ValueError):
+        metric = None
+    if metric is None:
+        raise checks.error(
+            "This is not a metric.",
+            expected="the name of a Keras metric, a function (y, probabilities), or a keras.metrics.Metric",
+            received=repr(identifier),
+            fix="for instance metrics=['accuracy']",
+        )
     if not isinstance(metric, keras.metrics.Metric):
-        name = identifier if isinstance(identifier, str) else getattr(metric, "__name__", "metric")
+        name = (
+            identifier
+            if isinstance(identifier, str)
+            else getattr(metric, "__name__", getattr(metric, "name", "metric"))
+        )
         return keras.metrics.MeanMetricWrapper(metric, name=name)
     if isinstance(identifier, str):
         metric.name = identifier
@@ -116,15 +152,11 @@ def _resolve(identifier):
 
 
 def _copy(metric):
-    if (
-        isinstance(metric, keras.metrics.MeanMetricWrapper)
-        and type(metric) is keras.metrics.MeanMetricWrapper
-    ):
-        return keras.metrics.MeanMetricWrapper(
-            metric._fn, name=metric.name, dtype=metric.dtype, **metric._fn_kwargs
-        )
     try:
-        copy = type(metric).from_config(metric.get_config())
+        if type(metric) is keras.metrics.MeanMetricWrapper:  # its config would need the function registered
+            copy = keras.metrics.MeanMetricWrapper(metric._fn, dtype=metric.dtype, **metric._fn_kwargs)
+        else:
+            copy = type(metric).from_config(metric.get_config())
     except Exception as cause:
         raise checks.error(
             f"The metric {metric.name!r} cannot be copied for each exit: {cause}",
@@ -133,4 +165,6 @@ def _copy(metric):
             fix="implement get_config() so that from_config(metric.get_config()) makes another one",
         ) from cause
     copy.name = metric.name
+    if hasattr(metric, "_direction"):
+        copy._direction = metric._direction
     return copy

@@ -8,6 +8,9 @@ import tensorflow as tf
 
 from keras_exitens import checks
 
+# What TensorFlow's kernels say of a label that is no class: the loss from ids, and the one-hot look-up.
+_RANGE = ("outside the valid range", "is not in [0,")
+
 __all__ = ["NonFiniteLoss", "label_errors_explained"]
 
 
@@ -19,23 +22,27 @@ class NonFiniteLoss(keras.callbacks.Callback):
 
     async_safe = True  # Keras may run the batch hook in its own thread; an error reaches `fit` all the same.
 
-    def __init__(self, every=50):
+    def __init__(self, every):
         super().__init__()
         self.every = every
         self._epoch = 0
         self._next = every
+        self._skipped = False
 
     @classmethod
     def first_of(cls, callbacks):
         """`callbacks` (None, one, a list or a `CallbackList`) with such a guard, which acts first."""
-        guard = cls()
+        given = getattr(callbacks, "callbacks", callbacks) or []
+        given = given if isinstance(given, list | tuple) else [given]
+        savers = [c.save_freq for c in given if isinstance(c, keras.callbacks.ModelCheckpoint)]
+        # Every 50 batches, or as often as it takes to come before each checkpoint.
+        guard = cls(every=math.gcd(50, *(freq for freq in savers if isinstance(freq, int))))
         if isinstance(callbacks, keras.callbacks.CallbackList):
-            guard.set_model(callbacks.model)
-            callbacks.callbacks.insert(0, guard)
+            if not any(isinstance(callback, cls) for callback in callbacks.callbacks):
+                guard.set_model(callbacks.model)
+                callbacks.callbacks.insert(0, guard)
             return callbacks
-        if callbacks is None:
-            return [guard]
-        return [guard, *(callbacks if isinstance(callbacks, list | tuple) else [callbacks])]
+        return [guard, *given]
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -44,9 +51,17 @@ class NonFiniteLoss(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch + 1 >= self._next:  # `steps_per_execution` may jump over it
             self._next += self.every
-            self._check(logs, f"batch {batch + 1} of epoch {self._epoch + 1}")
+            # Dynamic loss scaling skips the step of a loss that is not finite: the mean of the epoch is lost,
+            # the weights are not. It is too much where two epochs running are lost.
+            if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+                self._check(logs, f"batch {batch + 1} of epoch {self._epoch + 1}")
 
     def on_epoch_end(self, epoch, logs=None):
+        scaled = isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer)
+        if scaled and not self._skipped:
+            self._skipped = not math.isfinite(float((logs or {}).get("loss", 0.0)))
+            return
+        self._skipped = False
         self._check(logs, f"epoch {epoch + 1}")
 
     def _check(self, logs, when):
@@ -54,9 +69,6 @@ class NonFiniteLoss(keras.callbacks.Callback):
             k: float(v) for k, v in (logs or {}).items() if k.endswith("loss") and not k.startswith("val_")
         }
         if math.isfinite(losses.get("loss", 0.0)):
-            return
-        # Dynamic loss scaling skips such a step: the epoch's mean is lost, the weights are not.
-        if isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
             return
         values = ", ".join(f"{name}={value}" for name, value in losses.items())
         raise checks.error(
@@ -76,7 +88,7 @@ def label_errors_explained(classes):
     try:
         yield
     except tf.errors.InvalidArgumentError as cause:
-        found = next((line for line in str(cause).splitlines() if "outside the valid range" in line), None)
+        found = next((line for line in str(cause).splitlines() if any(w in line for w in _RANGE)), None)
         if found is None:
             raise
         raise checks.error(

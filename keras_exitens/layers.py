@@ -39,7 +39,7 @@ class ExitLogits(layers.Layer):
 
     def call(self, inputs):
         logits = keras.ops.cast(_without_activation(self.classifier)(inputs), "float32")
-        if len(logits.shape) > 2:
+        if len(logits.shape) == 4:
             axes = (2, 3) if data_format_of(self.classifier) == "channels_first" else (1, 2)
             logits = keras.ops.mean(logits, axis=axes)
         if logits.shape[-1] == 1:

@@ -4,16 +4,17 @@ import inspect
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from keras_exitens import checks
 from keras_exitens.objectives import cross_entropy
 
-__all__ = ["check_labels", "per_sample", "standard_labels"]
+__all__ = ["check_labels", "is_of_keras", "one_hot", "per_sample", "standard_labels"]
 
 _FIX = "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or loss=None for cross-entropy"
 # Losses of probabilities that cannot be told to take logits.
-_PROBABILITIES_ONLY = ("kldivergence", "poisson")
+_PROBABILITIES_ONLY = ("kldivergence", "poisson", "categoricalgeneralizedcrossentropy")
 # Losses of one score a label, compared with labels 0 and 1.
 _BINARY = ("binarycrossentropy", "binaryfocalcrossentropy")
 
@@ -41,7 +42,7 @@ def per_sample(loss, classes):
     if isinstance(loss, keras.losses.Loss):
         _check_loss(loss)
         function = loss.call
-    elif callable(loss):
+    elif callable(loss) and not isinstance(loss, type):
         function = _from_logits(loss)
     else:
         raise checks.error(
@@ -51,7 +52,7 @@ def per_sample(loss, classes):
             fix=_FIX,
         )
     name = getattr(loss, "name", None) or kind or repr(loss)
-    takes = _label_kind(kind)
+    takes = "sparse" if "sparse" in kind.lower() else "one-hot" if is_of_keras(loss) else "any"
 
     def values(y, logits):
         result = function(_as_taken(y, takes, name, logits), logits)
@@ -124,18 +125,22 @@ def _check_loss(loss):
         )
 
 
-def _label_kind(name):
-    name = name.lower()
-    if "sparse" in name:
-        return "sparse"
-    return "categorical" if "categorical" in name else "any"
+def is_of_keras(thing):
+    """Whether a loss or metric is one of Keras's own: of those it is known which labels they take."""
+    owner = thing if inspect.isfunction(thing) else type(thing)
+    return owner.__module__.partition(".")[0] == "keras"
+
+
+def one_hot(y, classes, dtype="float32"):
+    """One-hot rows of class ids. Ids out of range are an error on the CPU, as in sparse cross-entropy."""
+    return tf.gather(tf.eye(classes, dtype=dtype), y)
 
 
 def _as_taken(y, takes, name, logits):
-    one_hot = len(y.shape) == len(logits.shape)
-    if takes == "categorical" and not one_hot:
-        return ops.one_hot(y, logits.shape[-1], dtype=logits.dtype)
-    if takes == "sparse" and one_hot:
+    probabilities = len(y.shape) == len(logits.shape)
+    if takes == "one-hot" and not probabilities:
+        return one_hot(y, logits.shape[-1], logits.dtype)
+    if takes == "sparse" and probabilities:
         raise checks.error(
             f"The loss {name!r} takes class ids, but the labels are probabilities.",
             expected="labels of shape (batch,)",
@@ -155,13 +160,20 @@ def standard_labels(y, classes):
     Raises:
         ValueError: the rank or the width of the labels is wrong, seen from the static shape.
     """
-    shape = None if y is None else tuple(y.shape)
-    if shape is not None and len(shape) == 2 and shape[1] == 1:
-        return standard_labels(ops.squeeze(y, axis=1), classes)
-    if shape is not None and len(shape) == 1:
+    _check_shape(y, classes)
+    if keras.backend.standardize_dtype(y.dtype) == "string":
+        raise _not_numbers(y.dtype, classes)
+    if len(y.shape) == 2 and y.shape[1] == 1:
+        y = ops.squeeze(y, axis=1)
+    if len(y.shape) == 1:
         return ops.cast(y, "int32")
-    if shape is not None and len(shape) == 2 and shape[1] == classes:
-        return y if keras.backend.is_float_dtype(y.dtype) else ops.cast(y, "float32")
+    return y if keras.backend.is_float_dtype(y.dtype) else ops.cast(y, "float32")
+
+
+def _check_shape(y, classes):
+    shape = None if y is None else tuple(y.shape)
+    if shape is not None and (len(shape) == 1 or (len(shape) == 2 and shape[1] in (1, classes))):
+        return
     raise checks.error(
         "The labels have the wrong shape.",
         expected=f"class ids of shape (batch,) or (batch, 1), or probabilities of shape (batch, {classes})",
@@ -170,21 +182,28 @@ def standard_labels(y, classes):
     )
 
 
-def check_labels(y, classes):
+def _not_numbers(dtype, classes):
+    return checks.error(
+        "The labels are not numbers.",
+        expected=f"class ids 0 … {classes - 1}",
+        received=f"labels of dtype {dtype}",
+        fix="number the classes, for instance with keras.layers.StringLookup",
+    )
+
+
+def check_labels(y, classes, required=False):
     """Raises `ValueError` where an array of labels holds ids out of range or values that are not numbers.
 
     Only arrays in memory are read; a `tf.data.Dataset` is not. Nothing is changed.
     """
+    if y is None and required:
+        _check_shape(None, classes)
     if not (hasattr(y, "__array__") and hasattr(y, "shape")) or isinstance(y, keras.KerasTensor):
         return
     values = np.asarray(y)
     if values.dtype.kind not in "iufb":
-        raise checks.error(
-            "The labels are not numbers.",
-            expected=f"class ids 0 … {classes - 1}",
-            received=f"an array of dtype {values.dtype}",
-            fix="number the classes, for instance with keras.layers.StringLookup",
-        )
+        raise _not_numbers(values.dtype, classes)
+    _check_shape(values, classes)
     if values.ndim == 2 and values.shape[1] == classes:
         if not (values >= 0).all():  # false for NaN too
             raise checks.error(
@@ -194,8 +213,8 @@ def check_labels(y, classes):
                 fix="look at the pipeline that makes them",
             )
         return
-    if values.size and (values.ndim == 1 or values.shape[1:] == (1,)):
-        if values.min() < 0 or values.max() >= classes:
+    if values.size:
+        if not (values.min() >= 0 and values.max() < classes):  # true for NaN too
             raise checks.error(
                 "Labels are out of range.",
                 expected=f"class ids 0 … {classes - 1}",

@@ -3,10 +3,10 @@
 import keras
 
 from keras_exitens import checks
-from keras_exitens.graph import Graph, is_functional
+from keras_exitens.graph import Graph, flatten, is_functional
 from keras_exitens.layers import ExitLogits
 
-__all__ = ["FINAL", "check_multi_exit", "exit_order"]
+__all__ = ["FINAL", "check_multi_exit", "exit_graph", "exit_order"]
 
 FINAL = "final"
 
@@ -17,14 +17,20 @@ def exit_order(model):
     In a result of `add_exits` they are read from its `ExitLogits` layers. In a hand-built model the exit
     that needs fewer operations comes first, and one called `"final"` last.
     """
-    check_multi_exit(model)
-    ours = {layer.name for layer in model.layers if isinstance(layer, ExitLogits)}
-    if ours == set(model.output):
+    _, graph, outputs = exit_graph(model)
+    ours = {step.operation.name for step in graph.steps if isinstance(step.operation, ExitLogits)}
+    if ours == set(outputs):
         # exit_2 before exit_10
         return sorted(ours, key=lambda name: (name == FINAL, len(name), name))
-    graph = Graph.of(model)
-    depth = {name: len(graph.ancestors(tensor)) for name, tensor in model.output.items()}
+    depth = {name: len(graph.ancestors(tensor)) for name, tensor in outputs.items()}
     return sorted(depth, key=lambda name: (name == FINAL, depth[name], name))
+
+
+def exit_graph(model):
+    """The flat graph of a multi-exit model, with its structure of inputs and its dict of logits."""
+    check_multi_exit(model)
+    inputs, outputs, _ = flatten(model)
+    return inputs, Graph(keras.tree.flatten(inputs), list(outputs.values())), outputs
 
 
 def check_multi_exit(model):

@@ -92,6 +92,13 @@ class Objective:
         logits = at_least_float32(logits)
         features = None if features is None else at_least_float32(features)
         terms = self.terms(logits, features, y, state, loss)
+        if not terms or not set(terms) <= set(TERMS):
+            raise checks.error(
+                f"{type(self).__name__}.terms gives terms that are not known.",
+                expected=f"a dict with one or more of the keys {TERMS}",
+                received=f"keys {tuple(terms)}",
+                fix="rename them; several losses of one kind are added up under one name",
+            )
         return terms, self.next_state(logits, state, batch_mean)
 
     def get_config(self):
@@ -110,18 +117,27 @@ def _weight(argument, value, high=None):
     """Checks a weight that may be a schedule of the training step."""
     if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
         return value
-    return checks.number(argument, value, low=0, high=high)
+    return _plain(checks.number(argument, value, low=0, high=high))
 
 
-def _at(weight, state):
-    """The value of a weight at the current training step."""
+def _positive(argument, value):
+    return _plain(checks.number(argument, value, above=0))
+
+
+def _plain(number):
+    """A number that a config can hold: one of NumPy's becomes one of Python's."""
+    return number if isinstance(number, int | float) else float(number)
+
+
+def _at(weight, state, like):
+    """The value of a weight at the current training step, in the dtype of the tensor `like`."""
     if isinstance(weight, keras.optimizers.schedules.LearningRateSchedule):
-        return weight(state["step"])
+        return ops.cast(weight(state["step"]), like.dtype)
     return weight
 
 
 def _off(weight):
-    return isinstance(weight, (int, float)) and weight == 0
+    return isinstance(weight, int | float) and weight == 0
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens")
@@ -158,7 +174,7 @@ class EED(Objective):
         if output_weight is None:
             output_weight = 0.1 if output_loss == "kl" else 1.0
         self.output_weight = _weight("output_weight", output_weight)
-        self.temperature = checks.number("temperature", temperature, above=0)
+        self.temperature = _positive("temperature", temperature)
         self.feature_weight = _weight("feature_weight", feature_weight)
 
     @property
@@ -169,11 +185,11 @@ class EED(Objective):
         terms = {"classification": sum(loss(y, z) for z in logits)}
         if self.output_loss is not None:
             teacher = ops.stop_gradient(mean(logits))
-            weight = _at(self.output_weight, state)
+            weight = _at(self.output_weight, state, logits[0])
             terms["distillation"] = weight * sum(self._output_loss(teacher, z) for z in logits)
         if self.uses_features:
             teacher = ops.stop_gradient(mean(features))
-            weight = _at(self.feature_weight, state)
+            weight = _at(self.feature_weight, state, logits[0])
             terms["feature"] = weight * sum(_active_squared_error(teacher, f) for f in features)
         return terms
 
@@ -210,9 +226,9 @@ class BEED(Objective):
     """
 
     def __init__(self, alpha=1.15, beta=1.6, temperature=3.0, feature_weight=0.1):
-        self.alpha = checks.number("alpha", alpha, low=1)
-        self.beta = checks.number("beta", beta, above=0)
-        self.temperature = checks.number("temperature", temperature, above=0)
+        self.alpha = _plain(checks.number("alpha", alpha, low=1))
+        self.beta = _positive("beta", beta)
+        self.temperature = _positive("temperature", temperature)
         self.feature_weight = _weight("feature_weight", feature_weight)
 
     @property
@@ -243,7 +259,7 @@ class BEED(Objective):
         }
         if self.uses_features:
             teacher = ops.stop_gradient(weighted_mean(features, shares))
-            terms["feature"] = _at(self.feature_weight, state) * sum(
+            terms["feature"] = _at(self.feature_weight, state, logits[0]) * sum(
                 squared_error(teacher, f) for f in features
             )
         return terms
@@ -282,9 +298,8 @@ class DBT(Objective):
 
     def __init__(self, weight=0.5, temperature=4.0):
         self.weight = _weight("weight", weight, high=1)
-        if temperature != "annealed":
-            checks.number("temperature", temperature, above=0)
-        self.temperature = temperature
+        annealed = isinstance(temperature, str) and temperature == "annealed"
+        self.temperature = temperature if annealed else _positive("temperature", temperature)
 
     def initial_state(self):
         return {"temperature": self._START} if self.temperature == "annealed" else {}
@@ -292,13 +307,15 @@ class DBT(Objective):
     def check(self, exits):
         _check_students(self, exits)
 
-    def _temperature(self, state):
-        return state["temperature"] if self.temperature == "annealed" else self.temperature
+    def _temperature(self, state, like):
+        if self.temperature == "annealed":
+            return ops.cast(state["temperature"], like.dtype)
+        return self.temperature
 
     def terms(self, logits, features, y, state, loss):
         *students, final = logits
-        weight = _at(self.weight, state)
-        temperature = self._temperature(state)
+        weight = _at(self.weight, state, final)
+        temperature = self._temperature(state, final)
         teacher = ops.stop_gradient(final)
         soft = sum(softened_cross_entropy(teacher, z, temperature) for z in students)
         return {
@@ -310,7 +327,7 @@ class DBT(Objective):
         if self.temperature != "annealed":
             return {}
         temperature = state["temperature"]
-        confidence = batch_mean(ops.max(_softened(logits[-1], temperature), axis=-1))
+        confidence = batch_mean(ops.max(_softened(logits[-1], self._temperature(state, logits[-1])), axis=-1))
         return {
             "temperature": ops.where(confidence > self._CONFIDENCE, temperature * self._FACTOR, temperature)
         }
@@ -339,9 +356,9 @@ class BYOT(Objective):
 
     def __init__(self, alpha=0.3, temperature=3.0, feature_weight=0.03, t_squared=False):
         self.alpha = _weight("alpha", alpha, high=1)
-        self.temperature = checks.number("temperature", temperature, above=0)
+        self.temperature = _positive("temperature", temperature)
         self.feature_weight = _weight("feature_weight", feature_weight)
-        self.t_squared = bool(t_squared)
+        self.t_squared = checks.one_of("t_squared", t_squared, (False, True))
 
     @property
     def uses_features(self):
@@ -352,7 +369,7 @@ class BYOT(Objective):
 
     def terms(self, logits, features, y, state, loss):
         *students, final = logits
-        alpha = _at(self.alpha, state)
+        alpha = _at(self.alpha, state, final)
         scale = self.temperature**2 if self.t_squared else 1.0
         teacher = ops.stop_gradient(final)
         soft = sum(softened_cross_entropy(teacher, z, self.temperature) for z in students)
@@ -362,7 +379,7 @@ class BYOT(Objective):
         }
         if self.uses_features:
             teacher = ops.stop_gradient(features[-1])
-            terms["feature"] = _at(self.feature_weight, state) * sum(
+            terms["feature"] = _at(self.feature_weight, state, logits[0]) * sum(
                 ops.sum(ops.square(f - teacher), axis=-1) for f in features[:-1]
             )
         return terms
@@ -380,6 +397,13 @@ class CrossEntropy(Objective):
     """
 
     def __init__(self, weights=None):
+        if weights is not None and not isinstance(weights, list | tuple):
+            raise checks.error(
+                "`weights` is not a list.",
+                expected="None, or one number or schedule for each exit",
+                received=f"weights={weights!r}",
+                fix=f"pass weights=[{weights!r}, ...], the final exit's last",
+            )
         self.weights = None if weights is None else [_weight("weights", w) for w in weights]
 
     def check(self, exits):
@@ -393,5 +417,7 @@ class CrossEntropy(Objective):
 
     def terms(self, logits, features, y, state, loss):
         self.check(len(logits))
-        weights = [1.0] * len(logits) if self.weights is None else [_at(w, state) for w in self.weights]
+        weights = (
+            [1.0] * len(logits) if self.weights is None else [_at(w, state, logits[0]) for w in self.weights]
+        )
         return {"classification": sum(w * loss(y, z) for w, z in zip(weights, logits, strict=True))}

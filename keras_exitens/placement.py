@@ -8,7 +8,7 @@ import keras
 
 from keras_exitens import checks
 from keras_exitens.costs import multiply_adds
-from keras_exitens.graph import is_map, spatial_size
+from keras_exitens.graph import is_functional, is_map, spatial_size
 
 __all__ = ["place"]
 
@@ -74,7 +74,8 @@ def _enough(cuts, wanted, placement, end_size):
     for width in range(1, max((cut.width for cut in cuts), default=0) + 1):
         options = _one_a_run([cut for cut in cuts if cut.width <= width])
         if placement == "stage":
-            options = list({cut.size: cut for cut in options}.values())
+            latest = {cut.size: cut for cut in options}
+            options = [cut for cut in options if latest[cut.size] is cut]
             # The final classifier stands at the resolution of the last map: it comes in only at need.
             others = [cut for cut in options if cut.size != end_size]
             options = others if len(others) >= wanted else options
@@ -134,6 +135,14 @@ def _by_name(graph, named, exits, end):
     allowed = graph.ancestors(end)
     tensors = []
     for name in exits:
+        body = str(name).rpartition("/")[0]
+        if body in named and name not in named and is_functional(graph.producer(named[body]).operation):
+            raise checks.error(
+                f"The nested model {body!r} cannot be opened: names of its layers are taken by others.",
+                expected="names that are unique in the whole network",
+                received=f"exits={list(exits)!r}",
+                fix=f"rename the layers of {body!r}, or put the exit after it: exits=[{body!r}]",
+            )
         if not isinstance(name, str) or name not in named:
             raise checks.error(
                 f"The network has no layer {name!r}.",

@@ -102,8 +102,17 @@ def cross_entropy_grad(logits, y, *, weights=None):
     return [d / len(d) for d in dlogits], [0.0] * len(logits)
 
 
-def eed(logits, features, y, *, output_loss="mse", output_weight=None, temperature=3.0,
-        feature_weight=1.0, teacher=None):
+def eed(
+    logits,
+    features,
+    y,
+    *,
+    output_loss="mse",
+    output_weight=None,
+    temperature=3.0,
+    feature_weight=1.0,
+    teacher=None,
+):
     """EED (arXiv 2104.00299), the mean of all exits teaching all exits:
 
     classification = sum_i CE(z_i, y)
@@ -126,8 +135,9 @@ def eed(logits, features, y, *, output_loss="mse", output_weight=None, temperatu
     return terms
 
 
-def eed_grad(logits, features, y, *, output_loss="mse", output_weight=None, temperature=3.0,
-             feature_weight=1.0):
+def eed_grad(
+    logits, features, y, *, output_loss="mse", output_weight=None, temperature=3.0, feature_weight=1.0
+):
     """B dL/dz_i = softmax(z_i) - y + w 2 (z_i - z_bar) / C                               ("mse")
                  = softmax(z_i) - y + w T (softmax(z_i/T) - softmax(z_bar/T))             ("kl")
     B dL/df_i = w_F 2 (f_i - f_bar) [f_i > 0 or f_bar > 0] / D
@@ -217,8 +227,9 @@ def dbt_next_temperature(logits, temperature, factor=1.05, threshold=0.5):
     return temperature * factor if confidence > threshold else temperature
 
 
-def byot(logits, features, y, *, alpha=0.3, temperature=3.0, feature_weight=0.03, t_squared=False,
-         teacher=None):
+def byot(
+    logits, features, y, *, alpha=0.3, temperature=3.0, feature_weight=0.03, t_squared=False, teacher=None
+):
     """BYOT (arXiv 1905.08094), the final exit teaching; tau = T^2 if t_squared else 1, p_i = softmax(z_i/T):
 
     classification = CE(z_K, y) + (1 - alpha) sum_{i<K} CE(z_i, y)
@@ -319,8 +330,18 @@ def sgd_step(params, x, y, objective_grad_fn, learning_rate, l2=0.0, sample_weig
     return {n: p - learning_rate * grads[n] for n, p in params.items()}
 
 
-def momentum_step(params, velocity, x, y, objective_grad_fn, learning_rate, momentum=0.9, nesterov=False,
-                  l2=0.0, sample_weight=None):
+def momentum_step(
+    params,
+    velocity,
+    x,
+    y,
+    objective_grad_fn,
+    learning_rate,
+    momentum=0.9,
+    nesterov=False,
+    l2=0.0,
+    sample_weight=None,
+):
     """v <- m v - lr g; p <- p + v, or p + m v - lr g with Nesterov (Keras's SGD). `velocity=None` is zero.
 
     Returns (new params, new velocity).
@@ -335,16 +356,25 @@ def momentum_step(params, velocity, x, y, objective_grad_fn, learning_rate, mome
 
 # name: (loss(logits, features, y, teacher), gradient(logits, features, y), teacher(logits, features))
 OBJECTIVES = {
-    "cross_entropy": (lambda z, f, y, t: cross_entropy(z, y, weights=[0.5, 1, 2]),
-                      lambda z, f, y: cross_entropy_grad(z, y, weights=[0.5, 1, 2]), lambda z, f: None),
+    "cross_entropy": (
+        lambda z, f, y, t: cross_entropy(z, y, weights=[0.5, 1, 2]),
+        lambda z, f, y: cross_entropy_grad(z, y, weights=[0.5, 1, 2]),
+        lambda z, f: None,
+    ),
     "eed_mse": (lambda z, f, y, t: eed(z, f, y, teacher=t), eed_grad, mean_teacher),
-    "eed_kl": (lambda z, f, y, t: eed(z, f, y, output_loss="kl", teacher=t),
-               lambda z, f, y: eed_grad(z, f, y, output_loss="kl"), mean_teacher),
+    "eed_kl": (
+        lambda z, f, y, t: eed(z, f, y, output_loss="kl", teacher=t),
+        lambda z, f, y: eed_grad(z, f, y, output_loss="kl"),
+        mean_teacher,
+    ),
     "beed": (lambda z, f, y, t: beed(z, f, y, teacher=t), beed_grad, beed_teacher),
     "dbt": (lambda z, f, y, t: dbt(z, y, teacher=t[0]), lambda z, f, y: dbt_grad(z, y), final_teacher),
     "byot": (lambda z, f, y, t: byot(z, f, y, teacher=t), byot_grad, final_teacher),
-    "byot_t_squared": (lambda z, f, y, t: byot(z, f, y, t_squared=True, teacher=t),
-                       lambda z, f, y: byot_grad(z, f, y, t_squared=True), final_teacher),
+    "byot_t_squared": (
+        lambda z, f, y, t: byot(z, f, y, t_squared=True, teacher=t),
+        lambda z, f, y: byot_grad(z, f, y, t_squared=True),
+        final_teacher,
+    ),
 }
 
 

@@ -257,7 +257,7 @@ def test_convolutions_are_grouped(name, groups, count):
 
 @pytest.mark.parametrize("padding, strides, dilation", [("same", 2, 1), ("valid", 1, 2)])
 def test_grouped_convolution_is_that_of_keras(padding, strides, dilation):
-    arguments = dict(groups=4, padding=padding, strides=strides, dilation_rate=dilation)
+    arguments = {"groups": 4, "padding": padding, "strides": strides, "dilation_rate": dilation}
     ours = applications.grouped.GroupedConv2D(16, 3, **arguments)
     keras_own = keras.layers.Conv2D(16, 3, **arguments)
     x = keras.random.normal((2, 9, 9, 8))
