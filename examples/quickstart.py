@@ -121,7 +121,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="digits", help="name of a data set (default: digits)")
     parser.add_argument("--train-limit", type=int, help="train on so many images only")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--exits", type=int, default=3)
     parser.add_argument("--width", type=float, default=0.25, help="width factor of the ResNet18")
     parser.add_argument("--seed", type=int, default=0)

@@ -60,7 +60,7 @@ def find_classifier(graph, output):
     Raises:
         ValueError: the network does not end in a single-label classifier.
     """
-    activated, pooled = [], None
+    activated, pooled, operation = [], None, None
     for step, name in _tail(graph, output):
         operation = step.operation
         if isinstance(operation, ExitLogits):
@@ -74,7 +74,9 @@ def find_classifier(graph, output):
             "The network does not end in a classifier.",
             expected="a Dense or Conv2D layer with one unit a class, then at most an activation, "
             "reshaping, global average pooling or dropout",
-            received=f"layer {operation.name!r} ({type(operation).__name__})",
+            received="an input of the model"
+            if operation is None
+            else f"layer {operation.name!r} ({type(operation).__name__})",
             fix="end the model in keras.layers.Dense(classes, activation='softmax')",
         )
     _check_activations(activated, pooled, operation)

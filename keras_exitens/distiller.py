@@ -114,7 +114,15 @@ class ExitEnsembleDistiller(keras.Model):
         outputs[ENSEMBLE] = mean(at_least_float32(logits))
         return (outputs, features) if with_features else outputs
 
-    def compile(self, optimizer="rmsprop", loss=None, metrics=None, weighted_metrics=None, **kwargs):
+    def compile(
+        self,
+        optimizer="rmsprop",
+        loss=None,
+        loss_weights=None,
+        metrics=None,
+        weighted_metrics=None,
+        **kwargs,
+    ):
         """Configures training.
 
         Args:
@@ -123,6 +131,7 @@ class ExitEnsembleDistiller(keras.Model):
                 categorical by the rank of the labels. The name of a Keras loss is taken *from logits*. A
                 `keras.losses.Loss` must have `from_logits=True` and the default reduction. A function
                 `(y, logits)` must give one value per sample.
+            loss_weights: not taken: weights of exits and terms are arguments of the objective.
             metrics: list of metrics, each measured at every exit and at the ensemble. Metrics of
                 probabilities get the softmax of the logits; those with `from_logits=True` get logits. Labels
                 are converted to class ids or one-hot rows as the metric wants.
@@ -134,11 +143,11 @@ class ExitEnsembleDistiller(keras.Model):
             ValueError: the loss wants probabilities or is not per sample; `metrics` is a dict;
                 `loss_weights` is given (weights belong to the objective).
         """
-        if kwargs.pop("loss_weights", None) is not None:
+        if loss_weights is not None:
             raise checks.error(
                 "`loss_weights` is not taken.",
                 expected="weights of exits and terms as arguments of the objective",
-                received="loss_weights=...",
+                received=f"loss_weights={loss_weights!r}",
                 fix="for instance ExitEnsembleDistiller(model, objectives.CrossEntropy(weights=[...]))",
             )
         sample_loss = per_sample(loss, self.classes)
@@ -356,9 +365,9 @@ def _matching_features(model, objective, names):
 def _check_logits(model, names):
     graph = Graph.of(model)
     for name in names:
+        step = graph.producer(model.output[name])
         activation = output_activation(graph, model.output[name])
-        logits = isinstance(graph.producer(model.output[name]).operation, ExitLogits)
-        if not logits and activation != "linear":
+        if activation != "linear" and not isinstance(step.operation, ExitLogits):
             raise checks.error(
                 f"The output {name!r} is not logits.",
                 expected="the values before softmax",

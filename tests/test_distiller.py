@@ -936,9 +936,8 @@ REPLICATED_RUNS = [
     ("eed kl", 13),
     ("beed", 13),
     ("byot", 13),
-    ("cross-entropy", 13),
+    ("cross-entropy", 16),
     ("dbt annealed", 11),
-    ("dbt", 16),
 ]
 
 
