@@ -136,7 +136,9 @@ def main():
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=20, help="steps in one timed run")
     parser.add_argument("--rounds", type=int, default=9, help="timed runs of each trainer")
-    parser.add_argument("--processes", type=int, default=3, help="processes for memory and import time")
+    parser.add_argument(
+        "--processes", type=int, default=3, help="processes for memory and import time; 0: neither"
+    )
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--peak-memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -155,11 +157,11 @@ def main():
             numbers.append(float(run_python([*common, "--peak-memory-of", name]).split()[-1]))
         for statement, numbers in imports.items():
             numbers.append(import_seconds(statement))
-    report = {
-        "memory": show("peak memory of a training process", "MiB", memory),
-        "import": show("import, whole process", "s", imports),
-        "steps": show("one training step", "ms", time_steps(args)),
-    }
+    report = {}
+    if args.processes:
+        report["memory"] = show("peak memory of a training process", "MiB", memory)
+        report["import"] = show("import, whole process", "s", imports)
+    report["steps"] = show("one training step", "ms", time_steps(args))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(report, file, indent=1)

@@ -34,9 +34,9 @@ class NonFiniteLoss(keras.callbacks.Callback):
         """`callbacks` (None, one, a list or a `CallbackList`) with such a guard, which acts first."""
         given = getattr(callbacks, "callbacks", callbacks) or []
         given = given if isinstance(given, list | tuple) else [given]
-        savers = [c.save_freq for c in given if isinstance(c, keras.callbacks.ModelCheckpoint)]
-        # Every 50 batches, or as often as it takes to come before each checkpoint.
-        guard = cls(every=math.gcd(50, *(freq for freq in savers if isinstance(freq, int))))
+        # Checkpoints within an epoch are seldom asked for: a look at the loss before each of them.
+        saved_within_epochs = any(isinstance(getattr(c, "save_freq", None), int) for c in given)
+        guard = cls(every=1 if saved_within_epochs else 50)
         if isinstance(callbacks, keras.callbacks.CallbackList):
             if not any(isinstance(callback, cls) for callback in callbacks.callbacks):
                 guard.set_model(callbacks.model)
