@@ -23,6 +23,7 @@ import keras_exitens as kx
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 
 PLAIN, CROSS_ENTROPY, EED = "plain network", "exits, cross-entropy", "exits, EED"
 
@@ -111,6 +112,7 @@ def draw(results, path):
     axes[1].plot(range(1, len(best) + 1), 100 * np.array(best), "C2-.", label=f"{EED}: ensemble")
     for axis, title in zip(axes, ("final exit", "first exit and ensemble"), strict=True):
         axis.set(title=title, xlabel="epoch", ylabel="validation accuracy, %")
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right")
     figure.savefig(path, dpi=120)
