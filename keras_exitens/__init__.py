@@ -17,7 +17,7 @@ _EXPORTS = {
     "ExitCost": "costs",
     "ExitEnsembleDistiller": "distiller",
 }
-_MODULES = ("applications", "data", "objectives", "optimizers")
+_MODULES = ("applications", "data", "objectives", "optimizers", "policies")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

@@ -12,7 +12,7 @@ import sys
 
 __all__ = ["register_with_keras"]
 
-_MODULES = ("layers", "objectives", "optimizers", "distiller", "applications.grouped")
+_MODULES = ("layers", "objectives", "optimizers", "distiller", "policies", "applications.grouped")
 
 
 def register_with_keras():

@@ -15,6 +15,7 @@ PACKAGE = pathlib.Path(keras_exitens.__file__).parent
 ORDER = [
     "registration",  # names modules, but imports them when Keras is there
     "checks",
+    "scores",
     "graph",
     "layers",
     "classifier",
@@ -28,6 +29,7 @@ ORDER = [
     "exit_metrics",
     "guards",
     "distiller",
+    "policies",
     "optimizers",
     "idx",
     "sources",
@@ -86,7 +88,7 @@ def test_keras_knows_the_classes_whichever_is_imported_first(imports):
     assert "keras_exitens.distiller.ExitEnsembleDistiller" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["keras_exitens", "keras_exitens.checks"])
+@pytest.mark.parametrize("module", ["keras_exitens", "keras_exitens.checks", "keras_exitens.scores"])
 def test_light_modules_load_neither_keras_nor_tensorflow(module):
     code = f"import sys, {module}; print([m for m in ('keras', 'tensorflow', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,293 @@
+"""When a row leaves: policies over the logits of the exits, as Keras-serialisable objects."""
+
+import keras
+import numpy as np
+
+from keras_exitens import checks, scores
+
+__all__ = ["Entropy", "Margin", "MaxProbability", "Patience", "Policy", "get"]
+
+
+class Policy:
+    """Base class: a row leaves at the first exit whose score reaches the threshold of that exit.
+
+    The final exit takes whoever is left. To make a policy of one's own, subclass, override `score`, and
+    register the class with `keras.saving.register_keras_serializable()`:
+
+    ```python
+    @keras.saving.register_keras_serializable("my_package")
+    class Energy(kx.policies.Policy):
+        def score(self, logits):
+            return keras.ops.logsumexp(logits, axis=-1)
+    ```
+
+    Args:
+        thresholds: what the score has to reach at each early exit: a list of K − 1 floats in the order of the
+            exits, or one float for all. `float("-inf")` lets every finite row leave, `float("inf")` none.
+        temperatures: what the logits of each exit are divided by before they are scored: a list of K positive
+            floats, the final exit's last, or one for all. The logits that come out are not divided.
+        enabled: which early exits are used at all: a list of K − 1 bools, or one bool for all. A disabled
+            exit is neither computed nor costed, and is left out of the ensemble and of the patience count.
+        ensemble: bool. Whether the mean of the logits of the enabled exits so far is scored, and comes out,
+            in place of the logits of the exit alone. The temperature of an exit divides the mean that ends
+            there.
+
+    Raises:
+        ValueError: a threshold is NaN, a temperature is not positive and finite, the lists do not belong to
+            the same number of exits.
+    """
+
+    def __init__(self, thresholds, temperatures=1.0, enabled=True, ensemble=False):
+        self.thresholds = _each("thresholds", thresholds, _threshold)
+        self.temperatures = _each("temperatures", temperatures, _temperature)
+        self.enabled = _each("enabled", enabled, _flag)
+        self.ensemble = _flag("ensemble", ensemble)
+        self._check_lengths(None)
+
+    def score(self, logits):
+        """How sure the classifier is of each row. Override it in a policy of your own.
+
+        Args:
+            logits: float `(rows, classes)`, already divided by the temperature; a NumPy array or a tensor.
+
+        Returns:
+            Float `(rows,)`, greater for surer rows; NaN where the row must go on to the end.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must override score(logits).")
+
+    def for_exits(self, exits):
+        """The same policy with its settings written out for a network.
+
+        Args:
+            exits: int, K, the number of exits with the final one.
+
+        Returns:
+            A policy whose `thresholds` and `enabled` are tuples of K − 1 and whose `temperatures` of K
+            values.
+
+        Raises:
+            ValueError: the settings are for another number of exits.
+        """
+        self._check_lengths(exits)
+        lengths = {"thresholds": exits - 1, "enabled": exits - 1, "temperatures": exits}
+        settings = {
+            name: getattr(self, name)
+            if isinstance(getattr(self, name), tuple)
+            else (getattr(self, name),) * n
+            for name, n in lengths.items()
+        }
+        return type(self).from_config({**self.get_config(), **settings})
+
+    def enabled_exits(self, exits):
+        """Indices of the exits that are used, the final one (`exits - 1`) included, as a tuple of int."""
+        flags = (*self.for_exits(exits).enabled, True)
+        return tuple(i for i, flag in enumerate(flags) if flag)
+
+    def observe(self, logits, index, state=None):
+        """Scores the rows that have come to one exit. Only for a policy that `for_exits` gave.
+
+        Args:
+            logits: float `(rows, classes)`, the logits of that exit.
+            index: int, which exit, 0 for the first; an enabled one.
+            state: what the call at the enabled exit before gave, for the same rows; `None` at the first.
+
+        Returns:
+            `(logits, score, state)`: the logits that come out for a row that leaves here, the score
+            `(rows,)`, and a dict of arrays with one entry a row, to be passed on.
+        """
+        state = state or {}
+        carried = {}
+        if self.ensemble:
+            count = sum(self.enabled[:index]) + 1
+            logits, carried = scores.running_mean(logits, count, state if "total" in state else None)
+        score, more = self._scored(logits / self.temperatures[index], state)
+        return logits, score, {**carried, **more}
+
+    def _scored(self, logits, state):
+        return self.score(logits), {}
+
+    def simulate(self, logits):
+        """What early exit by this policy gives, from the logits of all exits.
+
+        Args:
+            logits: float `(K, N, classes)`, NumPy array or tensor; those of disabled exits are not looked at.
+
+        Returns:
+            A dict as `EarlyExit` gives it: `"logits"` `(N, classes)`, `"exit"` `(N,)` int32, `"score"`
+            `(N,)`.
+        """
+        xp = _array_module(logits)
+        exits = logits.shape[0]
+        policy = self.for_exits(exits)
+        state, result = None, None
+        for index in self.enabled_exits(exits):
+            values, score, state = policy.observe(logits[index], index, state)
+            here = {"logits": values, "exit": xp.full_like(score, index, dtype="int32"), "score": score}
+            if result is None:
+                result, left = here, xp.zeros_like(score, dtype="bool")
+            else:
+                result = {
+                    key: xp.where(left[:, None] if key == "logits" else left, result[key], here[key])
+                    for key in here
+                }
+            if index < exits - 1:
+                left = xp.logical_or(left, scores.leaves(score, policy.thresholds[index]))
+        return result
+
+    def decide(self, logits):
+        """The exit each row takes.
+
+        Args:
+            logits: float `(K, N, classes)`, NumPy array or tensor.
+
+        Returns:
+            `(N,)` int32, 0 for the first exit.
+        """
+        return self.simulate(logits)["exit"]
+
+    def get_config(self):
+        names = ("thresholds", "temperatures", "enabled", "ensemble")
+        values = ((name, getattr(self, name)) for name in names)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.get_config() == other.get_config()
+
+    def __hash__(self):
+        return hash((type(self), self.thresholds, self.temperatures, self.enabled, self.ensemble))
+
+    def __repr__(self):
+        settings = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        return f"{type(self).__name__}({settings})"
+
+    def _check_lengths(self, exits):
+        """Raises unless all lists belong to `exits` exits; to one and the same number, where it is `None`."""
+        given = {
+            name: len(value) + (name != "temperatures")
+            for name in ("thresholds", "temperatures", "enabled")
+            if isinstance(value := getattr(self, name), tuple)
+        }
+        if set(given.values()) - {exits if exits is not None else next(iter(given.values()), None)}:
+            lengths = ", ".join(f"{name} for {n} exits" for name, n in given.items())
+            raise checks.error(
+                "The settings of the policy do not belong to this number of exits.",
+                expected="for K exits, K - 1 thresholds, K - 1 enabled flags and K temperatures"
+                + (f"; here K = {exits}" if exits is not None else ""),
+                received=lengths,
+                fix="pass one value for all exits, or lists of these lengths",
+            )
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class MaxProbability(Policy):
+    """Leaves where the most probable class is probable enough: `max softmax(z / T) >= threshold`.
+
+    Args: as `Policy`; a threshold is a probability.
+
+    Reference: Hendrycks & Gimpel, A Baseline for Detecting Misclassified Examples, arXiv 1610.02136.
+    """
+
+    def score(self, logits):
+        return scores.max_probability(_array_module(logits), logits)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class Entropy(Policy):
+    """Leaves where the entropy `H` of the prediction is low enough.
+
+    `1 - H(softmax(z / T)) / ln(classes) >= threshold`
+
+    Args: as `Policy`; a threshold of 1 asks for certainty, one of 0 for nothing.
+
+    Reference: Teerapittayanon et al., BranchyNet, arXiv 1709.01686.
+    """
+
+    def score(self, logits):
+        return scores.entropy(_array_module(logits), logits)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class Margin(Policy):
+    """Leaves where the best class is far enough ahead of the second.
+
+    `p_first - p_second >= threshold`, with `p = softmax(z / T)`
+
+    Args: as `Policy`; a threshold is a difference of probabilities.
+    """
+
+    def score(self, logits):
+        return scores.margin(_array_module(logits), logits)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens")
+class Patience(Policy):
+    """Leaves where enough exits in a row have predicted the same class.
+
+    Args:
+        thresholds: how many enabled exits, this one included, must agree: 2 is the least that waits for
+            anything. One number for all exits, or a list of K − 1.
+        temperatures, enabled, ensemble: as in `Policy`. Temperatures change no prediction, hence nothing.
+
+    Reference: Zhou et al., BERT Loses Patience: Fast and Robust Inference with Early Exit, arXiv 2006.04152,
+    whose patience t is `thresholds=t + 1` here.
+    """
+
+    def __init__(self, thresholds=2, temperatures=1.0, enabled=True, ensemble=False):
+        super().__init__(thresholds, temperatures, enabled, ensemble)
+
+    def _scored(self, logits, state):
+        return scores.agreement(_array_module(logits), logits, state if "label" in state else None)
+
+
+_POLICIES = {
+    "max_probability": MaxProbability,
+    "entropy": Entropy,
+    "margin": Margin,
+    "patience": Patience,
+}
+
+
+def get(name):
+    """The policy class of a name: `"max_probability"`, `"entropy"`, `"margin"` or `"patience"`.
+
+    A subclass of `Policy` is given back as it is.
+    """
+    if isinstance(name, type) and issubclass(name, Policy):
+        return name
+    return _POLICIES[checks.one_of("policy", name, tuple(_POLICIES))]
+
+
+def _array_module(array):
+    return np if isinstance(array, np.ndarray) else keras.ops
+
+
+def _each(name, value, check):
+    """A setting for all exits, or a tuple of one for each."""
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(check(name, v) for v in value)
+    return check(name, value)
+
+
+def _threshold(name, value):
+    if isinstance(value, float | np.floating) and np.isinf(value):
+        return float(value)
+    return float(checks.number(name, value))
+
+
+def _temperature(name, value):
+    return float(checks.number(name, value, above=0))
+
+
+def _flag(name, value):
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise checks.error(
+        f"`{name}` is not a truth value.",
+        expected="True or False",
+        received=f"{name}={value!r}",
+        fix=f"pass {name}=True or {name}=False",
+    )

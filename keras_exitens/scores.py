@@ -1,0 +1,106 @@
+"""How sure a classifier is of each row, over an array module given as an argument.
+
+The same lines serve NumPy on a device, and Keras's tensors in a compiled graph: `xp` is `numpy` or
+`keras.ops`. All scores grow with confidence; a row whose logits are not finite has the score NaN, which is
+never enough.
+"""
+
+import math
+
+__all__ = ["SCORES", "agreement", "entropy", "leaves", "margin", "max_probability", "running_mean"]
+
+
+def max_probability(xp, logits):
+    """The probability of the most probable class: `max softmax(z)`, in `[1 / classes, 1]`.
+
+    Args:
+        xp: the array module.
+        logits: `(rows, classes)`, float.
+
+    Returns:
+        `(rows,)`.
+
+    Reference: Hendrycks & Gimpel, A Baseline for Detecting Misclassified Examples, arXiv 1610.02136.
+    """
+    return 1 / xp.sum(_exponentials(xp, logits)[1], axis=-1)
+
+
+def entropy(xp, logits):
+    """One minus the entropy of `softmax(z)` as a fraction of the largest possible: `1 - H / ln(classes)`.
+
+    Args and returns as `max_probability`; in `[0, 1]`.
+
+    Reference: Teerapittayanon et al., BranchyNet, arXiv 1709.01686, which leaves where `H` is small enough.
+    """
+    shifted, e = _exponentials(xp, logits)
+    total = xp.sum(e, axis=-1)
+    inner = xp.sum(xp.where(e > 0, e * shifted, 0 * e), axis=-1) / total  # 0 · ln 0 = 0
+    return 1 - (xp.log(total) - inner) / math.log(logits.shape[-1])
+
+
+def margin(xp, logits):
+    """The probability of the most probable class less that of the second: in `[0, 1]`.
+
+    Args and returns as `max_probability`.
+
+    Reference: Scheffer et al., Active Hidden Markov Models for Information Extraction, 2001.
+    """
+    shifted, e = _exponentials(xp, logits)
+    first = xp.argmax(logits, axis=-1)
+    is_first = xp.arange(logits.shape[-1]) == first[..., None]
+    second = xp.max(xp.where(is_first, -math.inf, shifted), axis=-1)
+    return (1 - xp.exp(second)) / xp.sum(e, axis=-1)
+
+
+# Scores that depend on the logits of one exit alone, by the name of the policy.
+SCORES = {"max_probability": max_probability, "entropy": entropy, "margin": margin}
+
+
+def agreement(xp, logits, state=None):
+    """How many exits in a row, this one included, have predicted the same class.
+
+    Args:
+        xp: the array module.
+        logits: `(rows, classes)`, float.
+        state: what the call for the exit before gave, for the same rows; `None` at the first.
+
+    Returns:
+        `(score, state)`: float counts `(rows,)`, and a dict of arrays `(rows,)`.
+
+    Reference: Zhou et al., BERT Loses Patience, arXiv 2006.04152.
+    """
+    known = xp.all(xp.isfinite(logits), axis=-1)
+    label = xp.where(known, xp.argmax(logits, axis=-1), -1)
+    count = xp.ones_like(logits[:, 0])
+    if state is not None:
+        count = xp.where(label == state["label"], state["count"] + 1, count)
+    return xp.where(known, count, math.nan), {"label": label, "count": count}
+
+
+def running_mean(logits, count, state=None):
+    """The mean of the logits of the exits so far.
+
+    Args:
+        logits: `(rows, classes)`.
+        count: int, how many exits that is, this one included.
+        state: what the call for the exit before gave, for the same rows; `None` at the first.
+
+    Returns:
+        `(mean, state)`: the mean `(rows, classes)`, and a dict of arrays with `rows` rows.
+    """
+    total = logits if state is None else state["total"] + logits
+    return total / count, {"total": total}
+
+
+def leaves(score, threshold):
+    """Which rows leave: those whose score reaches the threshold.
+
+    False for NaN, which compares as false: such a row goes on to the last exit.
+    """
+    return score >= threshold
+
+
+def _exponentials(xp, logits):
+    """`z - max z` and its exponential; NaN wherever a row holds NaN or +∞."""
+    shifted = logits - xp.max(logits, axis=-1, keepdims=True)
+    return shifted, xp.exp(shifted)
