@@ -69,6 +69,22 @@ class Graph:
                 pending.extend(self.producer(t) for t in step.inputs)
         return found
 
+    def increments(self, tensors):
+        """What each of some tensors needs beyond those before it: every step once, at its first use.
+
+        Args:
+            tensors: KerasTensors of the graph, in the order in which they are wanted.
+
+        Returns:
+            A list, parallel to `tensors`, of lists of steps in an order in which they can run.
+        """
+        counted, result = set(), []
+        for tensor in tensors:
+            new = self.ancestors(tensor) - counted
+            counted |= new
+            result.append([self.steps[i] for i in sorted(new)])
+        return result
+
     def shapes(self, input_shapes=None):
         """The shape of every tensor, with one row to a batch.
 

@@ -30,6 +30,7 @@ ORDER = [
     "guards",
     "distiller",
     "policies",
+    "stages",
     "optimizers",
     "idx",
     "sources",
