@@ -131,7 +131,8 @@ class Policy:
                     for key in here
                 }
             if index < exits - 1:
-                left = xp.logical_or(left, scores.leaves(score, policy.thresholds[index]))
+                going_on = scores.goes_on(xp, score, policy.thresholds[index])
+                left = xp.logical_or(left, xp.logical_not(going_on))
         return result
 
     def decide(self, logits):

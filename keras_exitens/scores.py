@@ -7,7 +7,7 @@ never enough.
 
 import math
 
-__all__ = ["SCORES", "agreement", "entropy", "leaves", "margin", "max_probability", "running_mean"]
+__all__ = ["SCORES", "agreement", "entropy", "goes_on", "margin", "max_probability", "running_mean"]
 
 
 def max_probability(xp, logits):
@@ -92,12 +92,13 @@ def running_mean(logits, count, state=None):
     return total / count, {"total": total}
 
 
-def leaves(score, threshold):
-    """Which rows leave: those whose score reaches the threshold.
+def goes_on(xp, score, threshold):
+    """Which rows go on: those whose score does not reach the threshold, and those without a score.
 
-    False for NaN, which compares as false: such a row goes on to the last exit.
+    NaN is asked for by name. `not (score >= threshold)` holds for it too, but TensorFlow's graph optimizer
+    turns that into `score < threshold`, which does not.
     """
-    return score >= threshold
+    return xp.logical_or(score < threshold, xp.isnan(score))
 
 
 def _exponentials(xp, logits):

@@ -31,6 +31,7 @@ ORDER = [
     "distiller",
     "policies",
     "stages",
+    "routing",
     "optimizers",
     "idx",
     "sources",

@@ -93,10 +93,17 @@ def test_running_mean_is_the_mean_so_far():
         np.testing.assert_allclose(mean, np.mean(exits[:i], axis=0), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("wrap", [lambda f: f, in_graph], ids=["numpy", "graph"])
-def test_a_row_without_a_score_never_leaves(wrap):
-    score = np.array([0.2, 0.5, 0.9, np.nan], "float32")
-    np.testing.assert_array_equal(wrap(lambda s: scores.leaves(s, 0.5))(score), [False, True, True, False])
-    np.testing.assert_array_equal(
-        wrap(lambda s: scores.leaves(s, -math.inf))(score), [True, True, True, False]
-    )
+@pytest.mark.parametrize("threshold, wanted", [(0.5, [0, 3]), (-math.inf, [3]), (math.inf, [0, 1, 2, 3])])
+def test_a_row_without_a_score_goes_on(threshold, wanted):
+    """In a graph too, where an optimizer rewrites comparisons and their negation."""
+    score, threshold = np.array([0.2, 0.5, 0.9, np.nan], "float32"), np.float32(threshold)
+    np.testing.assert_array_equal(np.flatnonzero(scores.goes_on(np, score, threshold)), wanted)
+
+    @tf.function(autograph=False)
+    def graph(score, threshold):
+        going_on = scores.goes_on(keras.ops, score, threshold)
+        return tf.where(going_on)[:, 0], tf.where(~going_on)[:, 0]
+
+    going_on, leaving = graph(tf.constant(score), tf.constant(threshold))
+    np.testing.assert_array_equal(going_on, wanted)
+    np.testing.assert_array_equal(leaving, sorted({0, 1, 2, 3} - {*wanted}))

@@ -1,0 +1,71 @@
+"""Early exit in one graph: runs a stage, keeps the rows that go on, and puts the finished ones back in
+order."""
+
+import math
+
+import keras
+import tensorflow as tf
+
+from keras_exitens import scores
+from keras_exitens.stages import LOGITS
+
+__all__ = ["route"]
+
+
+def route(stages, policy, indices, images, thresholds=None):
+    """Takes each row of a batch as far through the network as the policy asks for, and no further.
+
+    Stages that no row reaches are not run, and no stage ever sees a batch without rows. A row with a score of
+    NaN, or with a pixel that is not finite, goes on to the end; its score is NaN there.
+
+    Args:
+        stages: sequence of callables, one an enabled exit: from a dict of tensors to a dict of tensors, as
+            `Stage.model`; each with the attributes `inputs` and `carried`: the names of the tensors it takes,
+            and of all those that later stages need.
+        policy: a `Policy` that `for_exits` gave.
+        indices: int per stage, the exit it ends at, counted over all exits.
+        images: float tensor `(batch, height, width, channels)`; `batch` may be 0, and need not be static.
+        thresholds: float tensor `(K - 1,)`; by default those of the policy.
+
+    Returns:
+        A dict of tensors: `"logits"` float32 `(batch, classes)`, `"exit"` int32 `(batch,)`, the index of the
+        exit each row left at, and `"score"` float32 `(batch,)`.
+    """
+    thresholds = policy.thresholds if thresholds is None else thresholds
+    rows = tf.shape(images)[0]
+    if images.shape[0] is None or images.shape[0] == 0:
+        # Layers see one row of zeros in place of none: kernels for convolutions return wrong shapes for none.
+        images = tf.cond(
+            rows > 0, lambda: images, lambda: tf.zeros([1, *tf.unstack(tf.shape(images)[1:])], images.dtype)
+        )
+    finite = tf.ones(tf.shape(images)[:1], bool)
+    if images.dtype.is_floating:
+        finite = tf.reduce_all(tf.math.is_finite(images), axis=list(range(1, images.shape.rank)))
+
+    def run(k, batch):
+        """The stages from the k-th on, for the rows of `batch`: all that is known of each row."""
+        stage, index = stages[k], indices[k]
+        made = stage({name: batch["values"][name] for name in stage.inputs})
+        logits, score, state = policy.observe(tf.cast(made[LOGITS], tf.float32), index, batch["state"])
+        score = tf.where(batch["finite"], tf.cast(score, tf.float32), math.nan)
+        result = {"logits": logits, "exit": tf.fill(tf.shape(score), index), "score": score}
+        if k == len(stages) - 1:
+            return result
+        values = {name: made[name] if name in made else batch["values"][name] for name in stage.carried}
+        batch = {"values": values, "state": state, "finite": batch["finite"]}
+        going_on = tf.where(scores.goes_on(keras.ops, score, thresholds[index]))
+
+        def later():
+            remaining = tf.cond(
+                tf.shape(going_on)[0] == tf.shape(score)[0],
+                lambda: batch,  # nobody left: nothing to copy
+                lambda: tf.nest.map_structure(lambda t: tf.gather(t, going_on[:, 0]), batch),
+            )
+            found = run(k + 1, remaining)
+            return {key: tf.tensor_scatter_nd_update(result[key], going_on, found[key]) for key in result}
+
+        return tf.cond(tf.shape(going_on)[0] > 0, later, lambda: result)
+
+    values = dict.fromkeys(stages[0].inputs, images)
+    result = run(0, {"values": values, "state": {}, "finite": finite})
+    return {key: value[:rows] for key, value in result.items()}
