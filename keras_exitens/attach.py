@@ -144,7 +144,8 @@ def exit_names(model):
     Raises:
         ValueError: `model` is not a multi-exit model.
     """
-    return exit_order(model)
+    _, graph, outputs = exit_graph(model)
+    return exit_order(graph, outputs)
 
 
 def exit_features(model):
@@ -160,7 +161,7 @@ def exit_features(model):
     Raises:
         ValueError: `model` is not a multi-exit model, or an exit does not end in a classifier.
     """
-    names = exit_order(model)
+    names = exit_names(model)
     graph = Graph.of(model)
     return {name: _pooled(find_classifier(graph, model.output[name])) for name in names}
 

@@ -1,61 +1,142 @@
-"""Multiply-adds and parameters of a network, per layer, per stage and per exit."""
+"""What a network costs: per layer, per stage, and to leave at each exit."""
 
-import collections
 import dataclasses
 import itertools
-import math
 
 import keras
 from keras import layers
 
 from keras_exitens import checks
-from keras_exitens.graph import Graph
-from keras_exitens.layers import ExitLogits
-from keras_exitens.names import exit_graph, exit_order
+from keras_exitens.graph import Graph, flatten, is_functional
+from keras_exitens.names import FINAL, exit_graph, exit_order
+from keras_exitens.operation_counts import count_operations
 
-__all__ = ["ExitCost", "cost", "multiply_adds"]
+__all__ = ["ExitCost", "LayerCost", "cost"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """What one call of one layer costs for one image.
+
+    Attributes:
+        name: name of the layer or operation.
+        kind: name of its class.
+        exit: the exit in whose stage or head it is.
+        part: `"stage"` or `"head"`.
+        shape: shape of its (first) output, the batch left out.
+        multiply_adds: int, of convolutions, matrix products and attention.
+        other: int, operations beside these: normalisation, pooling, activations, sums of branches.
+        parameters: int; of a layer that is called several times, at its first call only.
+    """
+
+    name: str
+    kind: str
+    exit: str
+    part: str
+    shape: tuple
+    multiply_adds: int
+    other: int
+    parameters: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ExitCost:
-    """What each exit of a multi-exit network costs. Multiply-adds are counted for one image.
+    """What each exit of a multi-exit network costs.
 
     A *stage* is the part of the backbone between one exit and the next; a *head* is what belongs to one
     exit alone. To leave at exit i costs all stages and all heads up to i. The final exit has no head of its
     own: its classifier counts as part of the last stage.
 
-    Attributes:
+    Args:
         names: exit names in order, `("exit_1", ..., "final")`.
-        stage_multiply_adds: int per exit, the stage before it.
-        head_multiply_adds: int per exit, its head (0 for the final exit).
-        stage_parameters: int per exit, likewise.
-        head_parameters: int per exit, likewise.
+        stages: number per exit, cost of the stage before it.
+        heads: number per exit, cost of its head (0 for the final exit).
+        unit: what the numbers are: `"multiply-adds"` for one image, or `"seconds"`.
+        layers: `LayerCost` of every call of a layer, in the order in which the network runs; not compared.
     """
 
     names: tuple
-    stage_multiply_adds: tuple
-    head_multiply_adds: tuple
-    stage_parameters: tuple
-    head_parameters: tuple
+    stages: tuple
+    heads: tuple
+    unit: str = "multiply-adds"
+    layers: tuple = dataclasses.field(default=(), compare=False, repr=False)
+
+    def __post_init__(self):
+        if not self.names or not len(self.names) == len(self.stages) == len(self.heads):
+            raise checks.error(
+                "An ExitCost has as many stages and heads as exits, and at least one.",
+                expected="`names`, `stages` and `heads` of one length",
+                received=f"{len(self.names)} names, {len(self.stages)} stages, {len(self.heads)} heads",
+                fix="give every exit a stage and a head; the head of the final exit costs 0",
+            )
 
     @property
     def cumulative(self):
-        """Multiply-adds to leave at each exit, all earlier stages and heads included."""
-        return tuple(
-            itertools.accumulate(
-                s + h for s, h in zip(self.stage_multiply_adds, self.head_multiply_adds, strict=True)
+        """Cost to leave at each exit, all earlier stages and heads included."""
+        return tuple(itertools.accumulate(s + h for s, h in zip(self.stages, self.heads, strict=True)))
+
+    def only(self, enabled):
+        """The cost when some early exits are switched off: their heads do not run, their stages do.
+
+        Args:
+            enabled: sequence of bool, one an exit; the final exit cannot be switched off.
+
+        Returns:
+            An `ExitCost` with the same exits, in which the heads of the others cost nothing; its
+            `cumulative` is the cost to leave at each exit that is enabled.
+        """
+        enabled = tuple(map(bool, enabled))
+        if len(enabled) != len(self) or not enabled[-1]:
+            raise checks.error(
+                "`enabled` does not fit the exits.",
+                expected=f"{len(self)} flags, for {', '.join(self.names)}, the last one true",
+                received=f"enabled={enabled!r}",
+                fix="switch off early exits only",
             )
-        )
+        heads = tuple(h if on else h * 0 for h, on in zip(self.heads, enabled, strict=True))
+        off = {name for name, on in zip(self.names, enabled, strict=True) if not on}
+        left = tuple(layer for layer in self.layers if layer.part == "stage" or layer.exit not in off)
+        return dataclasses.replace(self, heads=heads, layers=left)
 
     @property
     def backbone(self):
-        """Multiply-adds of the network without any early exit."""
-        return sum(self.stage_multiply_adds)
+        """Cost of the network without any early exit."""
+        return sum(self.stages)
+
+    @property
+    def stage_multiply_adds(self):
+        """Multiply-adds of the stage before each exit."""
+        return _sums(self.layers, self.names, "stage", "multiply_adds")
+
+    @property
+    def head_multiply_adds(self):
+        """Multiply-adds of the head of each exit."""
+        return _sums(self.layers, self.names, "head", "multiply_adds")
+
+    @property
+    def stage_other(self):
+        """Operations beside multiply-adds of the stage before each exit."""
+        return _sums(self.layers, self.names, "stage", "other")
+
+    @property
+    def head_other(self):
+        """Operations beside multiply-adds of the head of each exit."""
+        return _sums(self.layers, self.names, "head", "other")
+
+    @property
+    def stage_parameters(self):
+        """Parameters of the stage before each exit."""
+        return _sums(self.layers, self.names, "stage", "parameters")
+
+    @property
+    def head_parameters(self):
+        """Parameters of the head of each exit."""
+        return _sums(self.layers, self.names, "head", "parameters")
 
     @property
     def parameters(self):
         """Parameters of the whole multi-exit network."""
-        return sum(self.stage_parameters) + sum(self.head_parameters)
+        return sum(layer.parameters for layer in self.layers)
 
     def __len__(self):
         return len(self.names)
@@ -64,228 +145,136 @@ class ExitCost:
         return self.cumulative[index]
 
     def __str__(self):
-        rows = [("exit", "stage", "head", "cumulative", "of network", "parameters")]
-        columns = (
-            self.names,
-            self.stage_multiply_adds,
-            self.head_multiply_adds,
-            self.cumulative,
-            self.stage_parameters,
-            self.head_parameters,
-        )
-        for name, stage, head, total, stage_params, head_params in zip(*columns, strict=True):
-            share = f"{total / self.backbone:.1%}"
-            rows.append((name, _si(stage), _si(head), _si(total), share, f"{stage_params + head_params:,}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        form = "  ".join(f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths))
-        return "\n".join(form.format(*row) for row in rows)
+        return self.table()
+
+    def table(self, by="exit"):
+        """The costs as text.
+
+        Args:
+            by: `"exit"` (default): a line an exit, the cost to leave there and its share of the cost of the
+                network without early exits. `"stage"`: a line for each stage and each head, with the
+                operations beside multiply-adds. `"layer"`: a line for each call of a layer.
+        """
+        checks.one_of("by", by, ("exit", "stage", "layer"))
+        return _aligned({"exit": self._by_exit, "stage": self._by_stage, "layer": self._by_layer}[by]())
+
+    def _by_exit(self):
+        show = _si if self.unit == "multiply-adds" else _seconds
+        parameters = map(sum, zip(self.stage_parameters, self.head_parameters, strict=True))
+        columns = (self.names, self.stages, self.heads, self.cumulative, parameters)
+        return [("exit", "stage", "head", "cumulative", "of network", "parameters")] + [
+            (name, show(stage), show(head), show(total), f"{total / self.backbone:.1%}", f"{count:,}")
+            for name, stage, head, total, count in zip(*columns, strict=True)
+        ]
+
+    def _by_stage(self):
+        columns = {
+            "stage": (self.stage_multiply_adds, self.stage_other, self.stage_parameters),
+            "head": (self.head_multiply_adds, self.head_other, self.head_parameters),
+        }
+        return [("exit", "part", "multiply-adds", "other operations", "parameters")] + [
+            (name, part, *(f"{column[i]:,}" for column in columns[part]))
+            for i, name in enumerate(self.names)
+            for part in columns
+            if part == "stage" or name != FINAL
+        ]
+
+    def _by_layer(self):
+        counts = ("multiply-adds", "other operations", "parameters")
+        rows = [("layer", "kind", "output", "exit", "part", *counts)]
+        for c in self.layers:
+            numbers = (f"{n:,}" for n in (c.multiply_adds, c.other, c.parameters))
+            rows.append((c.name, c.kind, "×".join(map(str, c.shape)), c.exit, c.part, *numbers))
+        return rows
 
 
 def cost(model):
-    """Counts the multiply-adds and parameters of each stage and each head of a multi-exit model.
+    """Counts what a network computes, and its parameters: per layer, per stage, per head and per exit.
 
     One multiply-add is one multiplication with its addition: half of what profilers call floating point
-    operations. Counted are convolutions, matrix products and attention; normalisation, pooling, biases and
-    activations are not (TensorFlow's profiler counts some of these: compare with half of its `Conv2D`,
-    `DepthwiseConv2dNative` and `MatMul` operations). Where the model takes images of any size, 224 × 224
-    pixels are assumed.
+    operations. Multiply-adds are those of convolutions, matrix products and attention, as the literature
+    counts them (compare with half of the `Conv2D`, `DepthwiseConv2dNative`, `MatMul` and `BatchMatMul`
+    operations of TensorFlow's profiler). Beside them stand the *other operations*: one for each number that
+    an activation, a bias or a sum of branches makes or that a pooling window reads, 2 for batch
+    normalisation; `keras_exitens/elementwise.py` has the list. Both are for one image, at inference. Where
+    the model takes images of any size, 224 × 224 pixels are assumed. A layer that is not known counts as
+    zero and is named in a warning.
 
     Args:
-        model: the result of `add_exits`, or a functional model with a dict of logits.
+        model: the result of `add_exits`, a functional model with a dict of logits, or any functional or
+            Sequential model with one output, which counts as a network with the final exit alone.
 
     Returns:
         An `ExitCost`; `print(cost(model))` shows it as a table.
+
+    Raises:
+        ValueError: `model` is neither.
 
     Example:
 
     ```python
     model = kx.add_exits(keras.applications.MobileNetV2(weights=None), exits=2)
-    print(kx.cost(model))
+    costs = kx.cost(model)
+    print(costs)
+    print(costs.table("layer"))
     ```
     """
-    names = exit_order(model)
+    graph, outputs = _flat(model)
+    names = tuple(exit_order(graph, outputs))
+    records = tuple(_layer_costs(graph, [(name, graph.ancestors(outputs[name])) for name in names]))
+    stages, heads = (_sums(records, names, part, "multiply_adds") for part in ("stage", "head"))
+    return ExitCost(names, stages, heads, layers=records)
+
+
+def _flat(model):
+    """The flat graph of a network, and its outputs by the names of their exits."""
+    plain = isinstance(model, keras.Sequential) or not isinstance(getattr(model, "output", None), dict)
+    if is_functional(model) and plain and len(model.outputs) == 1:
+        inputs, output, _ = flatten(model)
+        (output,) = keras.tree.flatten(output)
+        return Graph(keras.tree.flatten(inputs), [output]), {FINAL: output}
     _, graph, outputs = exit_graph(model)
-    needed = [graph.ancestors(outputs[name]) for name in names]
-    macs = multiply_adds(graph)
-    params = {step.index: _parameters(step.operation) for step in graph.steps}
-    last, counted, seen_layers = needed[-1], set(), set()
-    columns = {"stage_macs": [], "head_macs": [], "stage_params": [], "head_params": []}
-    for steps in needed:
-        new = sorted(steps - counted)
-        counted |= steps
-        for part, indices in (
-            ("stage", [i for i in new if i in last]),
-            ("head", [i for i in new if i not in last]),
-        ):
-            columns[f"{part}_macs"].append(sum(macs[i] for i in indices))
-            total = 0
-            for i in indices:  # a shared layer has its parameters once
-                operation = graph.steps[i].operation
-                if id(operation) not in seen_layers:
-                    seen_layers.add(id(operation))
-                    total += params[i]
-            columns[f"{part}_params"].append(total)
-    return ExitCost(
-        tuple(names),
-        tuple(columns["stage_macs"]),
-        tuple(columns["head_macs"]),
-        tuple(columns["stage_params"]),
-        tuple(columns["head_params"]),
-    )
+    return graph, outputs
 
 
-def multiply_adds(graph, input_shapes=None, warn=True):
-    """Multiply-adds of one image through each step of a graph: a list of int, parallel to `graph.steps`.
-
-    Args:
-        graph: a `Graph`.
-        input_shapes: shapes of its inputs, batch size 1; by default those of `Graph.shapes`.
-        warn: whether to warn of layers whose multiply-adds are not known.
-    """
-    shapes = graph.shapes(input_shapes)
-    unknown = collections.defaultdict(list)
-    result = []
-    for step in graph.steps:
-        inputs = (
-            _attention_inputs(step) if isinstance(step.operation, layers.MultiHeadAttention) else step.inputs
-        )
-        count = _of_step(
-            step.operation, [shapes[id(t)] for t in inputs], [shapes[id(t)] for t in step.outputs]
-        )
-        if count is None:
-            unknown[type(step.operation).__name__].append(step.operation.name)
-        result.append(count or 0)
-    if unknown and warn:
-        listed = ", ".join(f"{kind} ({len(found)}, such as {found[0]!r})" for kind, found in unknown.items())
-        checks.warn(f"The multiply-adds of these kinds of layers are not known and count as zero: {listed}.")
-    return result
+def _layer_costs(graph, needed):
+    """The `LayerCost` of each step, by exit; `needed` has the steps that each exit depends on."""
+    counts, shapes = count_operations(graph), graph.shapes()
+    counted, seen = set(), set()
+    for name, indices in needed:
+        for i in sorted(indices - counted):
+            step = graph.steps[i]
+            operation = step.operation
+            # A shared layer has its parameters once.
+            new = isinstance(operation, layers.Layer) and id(operation) not in seen
+            seen.add(id(operation))
+            yield LayerCost(
+                name=operation.name,
+                kind=type(operation).__name__,
+                exit=name,
+                part="stage" if i in needed[-1][1] else "head",
+                shape=tuple(shapes[id(step.outputs[0])][1:]),
+                multiply_adds=counts[i].multiply_adds,
+                other=counts[i].other,
+                parameters=operation.count_params() if new else 0,
+            )
+        counted |= indices
 
 
-def _of_step(operation, inputs, outputs):
-    """Multiply-adds of one call of one operation, or `None` where they are not known.
-
-    Args:
-        operation: a Keras layer or operation.
-        inputs: shapes of its inputs, batch size 1.
-        outputs: shapes of its outputs.
-    """
-    if isinstance(operation, ExitLogits):
-        return _of_exit_logits(operation, inputs)
-    for kind, count in _COUNTS.items():
-        if isinstance(operation, kind):
-            return count(operation, inputs[0], outputs[0])
-    if isinstance(operation, layers.MultiHeadAttention):
-        return _of_attention(operation, inputs, outputs[0])
-    if isinstance(operation, keras.Model) and hasattr(operation, "inputs"):
-        return sum(multiply_adds(Graph.of(operation), inputs, warn=False))
-    if type(operation).__name__ == "Matmul":  # keras.ops.matmul, or `@`
-        return math.prod(outputs[0]) * inputs[0][-1]
-    if type(operation).__name__ in _UNKNOWN_PRODUCTS:
-        return None
-    weights = operation.weights if isinstance(operation, layers.Layer) else ()
-    # Weights that are vectors (normalisation, layer scale) are applied element by element.
-    if isinstance(operation, _NO_PRODUCT) or all(len(w.shape) < 2 for w in weights):
-        return 0
-    return None
+def _sums(records, names, part, what):
+    """A number for each exit: the sum over the layers of its stage or its head."""
+    sums = dict.fromkeys(names, 0)
+    for layer in records:
+        if layer.part == part:
+            sums[layer.exit] += getattr(layer, what)
+    return tuple(sums.values())
 
 
-def _spatial(layer, shape):
-    return math.prod(shape[2:] if layer.data_format == "channels_first" else shape[1:-1])
-
-
-def _channels(layer, shape):
-    return shape[1] if layer.data_format == "channels_first" else shape[-1]
-
-
-def _of_conv(layer, before, after):
-    window = math.prod(layer.kernel_size) * _channels(layer, before) // layer.groups
-    return _spatial(layer, after) * layer.filters * window
-
-
-def _of_conv_transpose(layer, before, after):
-    return _spatial(layer, before) * _channels(layer, before) * layer.filters * math.prod(layer.kernel_size)
-
-
-def _of_depthwise(layer, before, after):
-    return _spatial(layer, after) * _channels(layer, after) * math.prod(layer.kernel_size)
-
-
-def _of_separable(layer, before, after):
-    middle = _channels(layer, before) * layer.depth_multiplier
-    return _spatial(layer, after) * middle * (math.prod(layer.kernel_size) + layer.filters)
-
-
-def _of_dense(layer, before, after):
-    return math.prod(before) * layer.units
-
-
-def _of_einsum_dense(layer, before, after):
-    inputs, kernel = layer.equation.replace(" ", "").split("->")[0].split(",")
-    added = [size for label, size in zip(kernel, layer.kernel.shape, strict=True) if label not in inputs]
-    return math.prod(before) * math.prod(added)
-
-
-def _attention_inputs(step):
-    """Query, value and key of a call of attention, however they were passed; masks left out."""
-    names = ("query", "value", "key")
-    arguments = step.node.arguments
-    given = {**arguments.kwargs, **dict(zip(names, arguments.args, strict=False))}
-    key = given.get("key")
-    return [given["query"], given["value"], given["value"] if key is None else key]
-
-
-def _of_attention(layer, inputs, after):
-    """Projections of queries, keys and values, their two products, and the projection of the result."""
-    query, value, key = inputs
-    keys, values = layer.num_heads * layer.key_dim, layer.num_heads * layer.value_dim
-    axes = getattr(layer, "_attention_axes", None) or range(1, len(query) - 1)
-    seen = math.prod(key[axis] for axis in axes)  # positions that each position attends to
-    positions = math.prod(query[:-1])
-    projected = (
-        positions * query[-1] * keys
-        + math.prod(key) * keys
-        + math.prod(value) * values
-        + positions * values * after[-1]
-    )
-    return projected + positions * seen * (keys + values)
-
-
-def _of_exit_logits(layer, inputs):
-    classifier = layer.classifier
-    outputs = classifier.compute_output_shape(inputs[0])
-    return _of_step(classifier, inputs, [outputs])
-
-
-# Order matters: the transposed, depthwise and separable convolutions are looked up before the plain ones.
-_COUNTS = {
-    (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose): _of_conv_transpose,
-    (layers.DepthwiseConv1D, layers.DepthwiseConv2D): _of_depthwise,
-    (layers.SeparableConv1D, layers.SeparableConv2D): _of_separable,
-    (layers.Conv1D, layers.Conv2D, layers.Conv3D): _of_conv,
-    layers.EinsumDense: _of_einsum_dense,
-    layers.Dense: _of_dense,
-}
-# Layers with weights of more dimensions that are looked up or applied element by element.
-_NO_PRODUCT = (layers.Embedding, layers.PReLU, layers.LayerNormalization)
-# Operations and layers that multiply without weights of their own, by name: keras.ops has no public classes.
-_UNKNOWN_PRODUCTS = (
-    "AdditiveAttention",
-    "Attention",
-    "Conv",
-    "ConvTranspose",
-    "DepthwiseConv",
-    "Dot",
-    "DotProductAttention",
-    "Einsum",
-    "Inner",
-    "SeparableConv",
-    "Tensordot",
-    "Vdot",
-)
-
-
-def _parameters(operation):
-    return operation.count_params() if isinstance(operation, layers.Layer) else 0
+def _aligned(rows):
+    """Rows of text as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join(f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(form.format(*row) for row in rows)
 
 
 def _si(count):
@@ -293,3 +282,7 @@ def _si(count):
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return str(count)
+
+
+def _seconds(value):
+    return f"{value * 1e3:.3f} ms"

@@ -8,6 +8,7 @@ operations run, which tensors does a tensor depend on, and which tensors are sti
 import dataclasses
 
 import keras
+import tensorflow as tf
 from keras import tree
 
 __all__ = ["Graph", "Step", "flatten", "is_functional", "is_map", "spatial_size"]
@@ -95,22 +96,21 @@ class Graph:
         Returns:
             A dict from `id(tensor)` to a shape tuple.
         """
-        known = {id(t): t.shape for step in self.steps for t in (*step.inputs, *step.outputs)} | {
-            id(t): t.shape for t in self.inputs
-        }
-        if input_shapes is None and all(None not in shape[1:] for shape in known.values()):
-            return {key: (1, *shape[1:]) for key, shape in known.items()}
         if input_shapes is None:
             input_shapes = [
                 (1, *(NOMINAL_SIZE if size is None else size for size in t.shape[1:])) for t in self.inputs
             ]
         values = {
-            id(t): keras.KerasTensor(shape, dtype=t.dtype)
+            id(t): keras.KerasTensor(shape, dtype=t.dtype, name=t.name)
             for t, shape in zip(self.inputs, input_shapes, strict=True)
         }
         for step in self.steps:
-            args, kwargs = step.node.arguments.fill_in(values)
-            made = tree.flatten(step.operation.compute_output_spec(*args, **kwargs))
+            made = _one_row(step, values)
+            if made is None:
+                args, kwargs = step.node.arguments.fill_in(values)
+                made = tree.flatten(step.operation.compute_output_spec(*args, **kwargs))
+                if any(None in t.shape for t in made):
+                    made = _traced(step.operation, args, kwargs)
             values.update(zip((id(t) for t in step.outputs), made, strict=True))
         return {key: value.shape for key, value in values.items()}
 
@@ -136,6 +136,37 @@ class Graph:
                     live.pop(id(t), None)
             result.append(tuple(live.values()))
         return result
+
+
+_FREE = (keras.Model, keras.layers.Lambda)  # layers of Keras in which anything may happen
+
+
+def _one_row(step, values):
+    """The outputs of a step for one row where they can be read off: `None` where they have to be computed.
+
+    The layers of Keras keep the rows of a batch apart, so that of one row comes one. Operations such as
+    `reshape`, and custom layers, may fold other axes into the first.
+    """
+    operation = step.operation
+    if not isinstance(operation, keras.layers.Layer) or isinstance(operation, _FREE):
+        return None
+    if type(operation).__module__.partition(".")[0] != "keras":
+        return None
+    same = all(values[id(t)].shape == (1, *t.shape[1:]) for t in step.inputs)
+    if not same or any(None in t.shape[1:] for t in step.outputs):
+        return None
+    return [keras.KerasTensor((1, *t.shape[1:]), dtype=t.dtype, name=t.name) for t in step.outputs]
+
+
+def _traced(operation, args, kwargs):
+    """The outputs of an operation that leaves sizes open though its inputs do not: `EinsumDense` may."""
+
+    def spec(value):
+        return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else value
+
+    args, kwargs = tree.map_structure(spec, (args, kwargs))
+    made = tf.function(operation).get_concrete_function(*args, **kwargs).structured_outputs
+    return [keras.KerasTensor(tuple(t.shape), dtype=t.dtype) for t in tree.flatten(made)]
 
 
 def _ordered_nodes(inputs, outputs):

@@ -11,26 +11,25 @@ __all__ = ["FINAL", "check_multi_exit", "exit_graph", "exit_order"]
 FINAL = "final"
 
 
-def exit_order(model):
-    """Names of the exits of a functional model with a dict of logits, first exit first.
+def exit_graph(model):
+    """The flat graph of a multi-exit model, with its structure of inputs and its dict of logits."""
+    check_multi_exit(model)
+    inputs, outputs, _ = flatten(model)
+    return inputs, Graph(keras.tree.flatten(inputs), list(outputs.values())), outputs
+
+
+def exit_order(graph, outputs):
+    """Names of the exits of a multi-exit model, first exit first; of what `exit_graph` gives.
 
     In a result of `add_exits` they are read from its `ExitLogits` layers. In a hand-built model the exit
     that needs fewer operations comes first, and one called `"final"` last.
     """
-    _, graph, outputs = exit_graph(model)
     ours = {step.operation.name for step in graph.steps if isinstance(step.operation, ExitLogits)}
     if ours == set(outputs):
         # exit_2 before exit_10
         return sorted(ours, key=lambda name: (name == FINAL, len(name), name))
     depth = {name: len(graph.ancestors(tensor)) for name, tensor in outputs.items()}
     return sorted(depth, key=lambda name: (name == FINAL, depth[name], name))
-
-
-def exit_graph(model):
-    """The flat graph of a multi-exit model, with its structure of inputs and its dict of logits."""
-    check_multi_exit(model)
-    inputs, outputs, _ = flatten(model)
-    return inputs, Graph(keras.tree.flatten(inputs), list(outputs.values())), outputs
 
 
 def check_multi_exit(model):

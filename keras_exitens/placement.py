@@ -7,8 +7,8 @@ import typing
 import keras
 
 from keras_exitens import checks
-from keras_exitens.costs import multiply_adds
 from keras_exitens.graph import is_functional, is_map, spatial_size
+from keras_exitens.operation_counts import count_operations
 
 __all__ = ["place"]
 
@@ -37,7 +37,7 @@ def place(graph, named, exits, placement, end, feature, data_format):
         return _by_name(graph, named, exits, end)
     if checks.number("exits", exits, low=0) == 0:
         return []
-    macs = multiply_adds(graph, warn=False)
+    macs = [count.multiply_adds for count in count_operations(graph, warn=False)]
     cuts = _legal_cuts(graph, macs, end, feature, data_format)
     options = _enough(cuts, exits, placement, spatial_size(graph.shapes()[id(end)], data_format))
     chosen = _most_even(options, exits, sum(macs)) if placement == "compute" else options[-exits:]

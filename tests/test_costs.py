@@ -1,285 +1,17 @@
-"""Multiply-adds and parameters: by hand, against TensorFlow's profiler, per stage and per head."""
+"""Costs per layer, per stage, per head and per exit; the tables; what costly heads cause."""
 
+import dataclasses
 import re
 import warnings
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from harness import CLASSES, NETWORKS, classify, conv, images, plain, same
-from keras import layers, ops
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+from keras import layers
 
 import keras_exitens as kx
-from keras_exitens.costs import multiply_adds
-from keras_exitens.graph import Graph
-
-
-def count(shapes, call):
-    """Multiply-adds of one call on inputs of these shapes."""
-    inputs = [keras.Input(shape) for shape in shapes]
-    return sum(multiply_adds(Graph.of(keras.Model(inputs, call(*inputs)))))
-
-
-# One layer at a time, every number worked out by hand --------------------------------------------
-
-CONVOLUTIONS = {
-    # output pixels × filters × window × input channels
-    "1x1": (layers.Conv2D(5, 1), (8, 8, 3), 64 * 5 * 3),
-    "same": (layers.Conv2D(5, 3, padding="same"), (8, 8, 3), 64 * 5 * 9 * 3),
-    "valid": (layers.Conv2D(5, 3), (8, 8, 3), 36 * 5 * 9 * 3),
-    "strided, same": (layers.Conv2D(5, 3, 2, padding="same"), (9, 8, 3), 5 * 4 * 5 * 9 * 3),
-    "strided, valid": (layers.Conv2D(5, 3, 2), (9, 8, 3), 4 * 3 * 5 * 9 * 3),
-    "oblong window": (layers.Conv2D(5, (1, 3), (1, 2)), (8, 9, 3), 8 * 4 * 5 * 3 * 3),
-    "grouped": (layers.Conv2D(6, 3, groups=2), (9, 9, 4), 49 * 6 * 9 * 2),
-    # a dilated window of 3 covers 5 pixels, but multiplies 3
-    "dilated": (layers.Conv2D(6, 3, dilation_rate=2), (9, 9, 4), 25 * 6 * 9 * 4),
-    "depthwise by groups": (layers.Conv2D(4, 3, groups=4, padding="same"), (6, 6, 4), 36 * 4 * 9),
-    "one dimension": (layers.Conv1D(5, 3), (9, 2), 7 * 5 * 3 * 2),
-    "one dimension, causal": (layers.Conv1D(5, 3, padding="causal"), (9, 2), 9 * 5 * 3 * 2),
-    "three dimensions": (layers.Conv3D(5, 2), (4, 4, 4, 2), 27 * 5 * 8 * 2),
-    "channels first": (layers.Conv2D(6, 3, data_format="channels_first"), (4, 9, 8), 42 * 6 * 9 * 4),
-    "depthwise": (layers.DepthwiseConv2D(3), (8, 8, 3), 36 * 3 * 9),
-    "depthwise, strided": (layers.DepthwiseConv2D(5, 2, padding="same"), (8, 8, 3), 16 * 3 * 25),
-    "depthwise, multiplied": (layers.DepthwiseConv2D(3, depth_multiplier=4), (8, 8, 3), 36 * 12 * 9),
-    "depthwise, one dimension": (layers.DepthwiseConv1D(3, depth_multiplier=2), (9, 3), 7 * 6 * 3),
-    # depthwise to 3 × 2 channels, then 1×1 to 5
-    "separable": (layers.SeparableConv2D(5, 3, depth_multiplier=2), (8, 8, 3), 36 * (6 * 9 + 6 * 5)),
-    "separable, strided": (layers.SeparableConv2D(5, 3, 2, padding="same"), (8, 8, 3), 16 * (3 * 9 + 3 * 5)),
-    "separable, one dimension": (layers.SeparableConv1D(5, 3), (9, 3), 7 * (3 * 3 + 3 * 5)),
-    # every input pixel meets the whole window
-    "transposed": (layers.Conv2DTranspose(5, 3), (4, 4, 3), 16 * 3 * 5 * 9),
-    "transposed, strided": (layers.Conv2DTranspose(5, 3, 2, padding="same"), (4, 4, 3), 16 * 3 * 5 * 9),
-    "transposed, one dimension": (layers.Conv1DTranspose(5, 3, 2), (4, 3), 4 * 3 * 5 * 3),
-}
-
-PRODUCTS = {
-    "Dense on a vector": (layers.Dense(6), (9,), 9 * 6),
-    "Dense on a map": (layers.Dense(6), (4, 5, 9), 4 * 5 * 9 * 6),
-    "Dense without a bias": (layers.Dense(6, use_bias=False), (9,), 9 * 6),
-    "EinsumDense on a vector": (layers.EinsumDense("ab,bc->ac", 6), (9,), 9 * 6),
-    "EinsumDense, ellipsis": (layers.EinsumDense("...x,xy->...y", 6), (4, 9), 4 * 9 * 6),
-    "EinsumDense to heads": (layers.EinsumDense("abc,cde->abde", (4, 2, 3)), (4, 9), 4 * 9 * 2 * 3),
-    "EinsumDense from heads": (layers.EinsumDense("abde,dec->abc", (4, 7)), (4, 2, 3), 4 * 2 * 3 * 7),
-    "EinsumDense along another axis": (layers.EinsumDense("abc,bd->adc", (5, 9)), (4, 9), 9 * 4 * 5),
-    # the form in Keras's own documentation: the length is left open
-    "EinsumDense, open length": (layers.EinsumDense("abc,cd->abd", (None, 6)), (4, 9), 4 * 9 * 6),
-}
-
-NOTHING = {
-    "BatchNormalization": (layers.BatchNormalization(), (8, 8, 4)),
-    "LayerNormalization": (layers.LayerNormalization(), (8, 8, 4)),
-    "LayerNormalization over the map": (layers.LayerNormalization(axis=[1, 2, 3]), (8, 8, 4)),
-    "GroupNormalization": (layers.GroupNormalization(2), (8, 8, 4)),
-    "Normalization": (layers.Normalization(), (8, 8, 4)),
-    "PReLU": (layers.PReLU(), (8, 8, 4)),
-    "pooling": (layers.AveragePooling2D(2), (8, 8, 4)),
-    "resizing": (layers.UpSampling2D(2), (8, 8, 4)),
-    "augmentation": (layers.RandomRotation(0.1), (8, 8, 4)),
-    "embedding": (layers.Embedding(10, 4), (8,)),
-}
-
-
-@pytest.mark.parametrize("case", [*CONVOLUTIONS.values(), *PRODUCTS.values()], ids=[*CONVOLUTIONS, *PRODUCTS])
-def test_multiply_adds_of_a_layer(case):
-    layer, shape, expected = case
-    layer = type(layer).from_config(layer.get_config())
-    assert count([shape], layer) == expected
-
-
-@pytest.mark.parametrize("case", NOTHING.values(), ids=NOTHING.keys())
-def test_layers_without_products_count_nothing_and_cause_no_warning(case):
-    layer, shape = case
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert count([shape], type(layer).from_config(layer.get_config())) == 0
-
-
-def attention(**options):
-    return layers.MultiHeadAttention(num_heads=2, key_dim=5, value_dim=3, **options)
-
-
-ATTENTION = {
-    # 10 tokens of width 16; 2 heads: queries and keys of width 10, values of width 6, output 16.
-    # projections, then scores and their product with the values
-    "self": (
-        [(10, 16)],
-        lambda x: attention()(x, x),
-        10 * 16 * (10 + 10 + 6) + 10 * 6 * 16 + 10 * 10 * (10 + 6),
-    ),
-    "to another width": (
-        [(10, 16)],
-        lambda x: attention(output_shape=7)(x, x),
-        10 * 16 * (10 + 10 + 6) + 10 * 6 * 7 + 10 * 10 * (10 + 6),
-    ),
-    # 7 tokens of width 12 are attended to
-    "cross": (
-        [(10, 16), (7, 12)],
-        lambda q, v: attention()(q, v),
-        10 * 16 * 10 + 7 * 12 * (10 + 6) + 10 * 6 * 16 + 10 * 7 * (10 + 6),
-    ),
-    "keys of their own": (
-        [(10, 16), (7, 12), (7, 8)],
-        lambda q, v, k: attention()(q, v, key=k),
-        10 * 16 * 10 + 7 * 12 * 6 + 7 * 8 * 10 + 10 * 6 * 16 + 10 * 7 * (10 + 6),
-    ),
-    "all by keyword": (
-        [(10, 16), (7, 12), (7, 8)],
-        lambda q, v, k: attention()(query=q, value=v, key=k),
-        10 * 16 * 10 + 7 * 12 * 6 + 7 * 8 * 10 + 10 * 6 * 16 + 10 * 7 * (10 + 6),
-    ),
-    # a mask is no operand
-    "masked": (
-        [(10, 16), (7, 12), (10, 7)],
-        lambda q, v, mask: attention()(q, v, attention_mask=mask),
-        10 * 16 * 10 + 7 * 12 * (10 + 6) + 10 * 6 * 16 + 10 * 7 * (10 + 6),
-    ),
-    "over a map": (
-        [(4, 6, 8)],
-        lambda x: attention()(x, x),
-        24 * 8 * (10 + 10 + 6) + 24 * 6 * 8 + 24 * 24 * (10 + 6),
-    ),
-    # each of the 4 rows attends to itself only
-    "along the rows of a map": (
-        [(4, 6, 8)],
-        lambda x: attention(attention_axes=(2,))(x, x),
-        24 * 8 * (10 + 10 + 6) + 24 * 6 * 8 + 4 * 6 * 6 * (10 + 6),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ATTENTION.values(), ids=ATTENTION.keys())
-def test_multiply_adds_of_attention(case):
-    shapes, call, expected = case
-    assert count(shapes, call) == expected
-
-
-# Products that no layer with weights stands for.
-BARE_PRODUCTS = {
-    "ops.matmul": (lambda x: ops.matmul(x, ops.transpose(x, (0, 2, 1))), 10 * 16 * 10),
-    "the operator @": (lambda x: x @ ops.transpose(x, (0, 2, 1)), 10 * 16 * 10),
-    "ops.einsum": (lambda x: ops.einsum("bij,bkj->bik", x, x), 10 * 16 * 10),
-    "ops.conv": (lambda x: ops.conv(x, np.ones((3, 16, 4), "float32")), 8 * 3 * 16 * 4),
-    "layers.Dot": (lambda x: layers.Dot(axes=2)([x, x]), 10 * 16 * 10),
-    "layers.Attention": (lambda x: layers.Attention()([x, x]), 2 * 10 * 16 * 10),
-}
-
-
-@pytest.mark.parametrize("case", BARE_PRODUCTS.values(), ids=BARE_PRODUCTS.keys())
-def test_products_without_weights_are_counted_or_named_in_a_warning(case):
-    call, expected = case
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        got = count([(10, 16)], call)
-    assert got == expected or any("not known" in str(w.message) for w in caught)
-
-
-class Mixer(layers.Layer):
-    """A custom layer that multiplies by a matrix."""
-
-    def build(self, shape):
-        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
-
-    def call(self, inputs):
-        return ops.matmul(inputs, self.kernel)
-
-
-def test_custom_layers_with_a_matrix_are_named_in_a_warning():
-    inputs = keras.Input((8, 8, 4))
-    x = Mixer(name="my_mixer")(layers.Conv2D(4, 1)(inputs))
-    graph = Graph.of(keras.Model(inputs, Mixer()(x)))
-    with pytest.warns(UserWarning, match=r"Mixer \(2, such as 'my_mixer'\)"):
-        counts = multiply_adds(graph)
-    assert counts == [64 * 16, 0, 0]
-
-
-def test_wrapped_layers_are_counted_or_named_in_a_warning():
-    for wrap in (layers.SpectralNormalization, layers.TimeDistributed):
-        shape = (3, 6, 6, 4) if wrap is layers.TimeDistributed else (6, 6, 4)
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            got = count([shape], wrap(layers.Conv2D(5, 3)))
-        named = [w for w in caught if wrap.__name__ in str(w.message)]
-        assert got == 16 * 5 * 9 * 4 * (3 if wrap is layers.TimeDistributed else 1) or named
-
-
-def test_add_exits_warns_once_of_what_it_cannot_count():
-    inputs = keras.Input((16, 16, 3))
-    x = conv(Mixer()(conv(inputs, 4)), 4, 2)
-    model = keras.Model(inputs, classify(conv(x, 4, 2)))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        kx.add_exits(model, 1, head="linear")
-    assert [str(w.message).count("Mixer") for w in caught] == [1]
-    assert caught[0].filename == __file__
-
-
-def test_a_shared_layer_counts_at_every_call():
-    shared = layers.Conv2D(3, 3, padding="same")
-    assert count([(8, 8, 3)], lambda x: shared(shared(x))) == 2 * 64 * 81
-
-
-# Nested models and sizes -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [(8, 8, 3), (None, None, 3)], ids=["fixed", "open"])
-def test_a_nested_model_counts_on_the_image_that_it_gets(size):
-    body = keras.Sequential([keras.Input(size), layers.Conv2D(4, 3, padding="same")])
-    assert count([(8, 8, 3)], body) == 64 * 4 * 9 * 3
-
-
-def test_open_sizes_count_at_224_pixels():
-    def network(size):
-        inputs = keras.Input((size, size, 3))
-        return keras.Model(inputs, classify(conv(conv(conv(inputs, 4, 2), 6, 2), 8)))
-
-    opened, fixed = (kx.cost(kx.add_exits(network(size), 1)) for size in (None, 224))
-    assert opened == fixed
-    assert opened.backbone == 112**2 * 4 * 27 + 56**2 * 6 * 36 + 56**2 * 8 * 54 + 8 * CLASSES
-
-
-# Against TensorFlow ------------------------------------------------------------------------------
-
-KINDS = ("Conv2D", "DepthwiseConv2dNative", "MatMul")
-
-
-def profiled(model):
-    """Half of what TensorFlow's profiler counts on the frozen graph for one image, for `KINDS`."""
-    signature = tf.TensorSpec((1, *model.inputs[0].shape[1:]))
-    function = tf.function(lambda x: model(x, training=False)).get_concrete_function(signature)
-    frozen = convert_variables_to_constants_v2(function).graph
-    options = tf.compat.v1.profiler.ProfileOptionBuilder.float_operation()
-    with frozen.as_default():
-        top = tf.compat.v1.profiler.profile(frozen, cmd="op", options={**options, "output": "none"})
-    found, node = {}, top
-    while node.children:
-        node = node.children[0]
-        found[node.name] = node.float_ops
-    assert set(KINDS) & set(found)
-    return sum(found.get(kind, 0) for kind in KINDS) / 2
-
-
-APPLICATIONS = {
-    "ResNet50": {"input_shape": (32, 32, 3)},
-    "MobileNetV2": {"input_shape": (64, 64, 3), "alpha": 0.35},
-    "DenseNet121": {"input_shape": (32, 32, 3)},
-}
-
-
-@pytest.mark.parametrize("name", APPLICATIONS)
-def test_whole_networks_against_the_profiler(name):
-    model = getattr(keras.applications, name)(weights=None, classes=10, **APPLICATIONS[name])
-    counted = sum(multiply_adds(Graph.of(model)))
-    assert counted == pytest.approx(profiled(model), rel=0.01)
-
-
-@pytest.mark.parametrize("head", ["conv", "bottleneck", "separable", "linear"])
-def test_a_multi_exit_network_against_the_profiler(head):
-    """Heads included: the last cumulative cost is everything that the network does."""
-    model = kx.add_exits(plain([8, 8, 16, 16, 24], [1, 2, 1, 2, 1], size=16), 2, head=head)
-    assert kx.cost(model).cumulative[-1] == pytest.approx(profiled(model), rel=0.01)
-
+from keras_exitens.costs import ExitCost
 
 # Stages, heads and exits -------------------------------------------------------------------------
 
@@ -320,6 +52,17 @@ def test_convolutional_heads_by_hand():
     assert costs.stage_multiply_adds == STAGES
 
 
+def test_open_sizes_count_at_224_pixels():
+    def network(size):
+        inputs = keras.Input((size, size, 3))
+        return keras.Model(inputs, classify(conv(conv(conv(inputs, 4, 2), 6, 2), 8)))
+
+    opened, fixed = (kx.cost(kx.add_exits(network(size), 1)) for size in (None, 224))
+    assert opened == fixed
+    assert opened.stage_other == fixed.stage_other
+    assert opened.backbone == 112**2 * 4 * 27 + 56**2 * 6 * 36 + 56**2 * 8 * 54 + 8 * CLASSES
+
+
 @pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
 def test_costs_of_awkward_networks(build):
     model, head = build(), "linear"
@@ -337,7 +80,9 @@ def test_costs_of_awkward_networks(build):
 def test_costs_of_a_loaded_model_are_the_same(tmp_path):
     model = kx.add_exits(staged(), 2)
     model.save(tmp_path / "model.keras")
-    assert kx.cost(keras.saving.load_model(tmp_path / "model.keras")) == kx.cost(model)
+    loaded, costs = kx.cost(keras.saving.load_model(tmp_path / "model.keras")), kx.cost(model)
+    assert loaded == costs
+    assert loaded.layers == costs.layers
 
 
 def test_counting_changes_nothing():
@@ -349,7 +94,7 @@ def test_counting_changes_nothing():
     assert same(model(x), before)
 
 
-def test_the_table():
+def test_the_table_by_exit():
     costs = kx.cost(kx.add_exits(staged(), ["conv1", "conv2"], head="linear"))
     header, *rows = str(costs).splitlines()
     assert header.split() == ["exit", "stage", "head", "cumulative", "of", "network", "parameters"]
@@ -359,6 +104,122 @@ def test_the_table():
     np.testing.assert_allclose(shares, 100 * np.array(costs.cumulative) / sum(STAGES), atol=0.06)
     assert rows[0].split()[1:3] == ["55.30", "k"]
     assert rows[-1].split()[-1] == f"{STAGE_PARAMETERS[-1]:,}"
+
+
+def test_layers_add_up_to_stages_and_heads():
+    model = kx.add_exits(staged(), 2)
+    costs = kx.cost(model)
+    first, *_ = costs.layers
+    assert dataclasses.asdict(first) == {
+        "name": "conv1",
+        "kind": "Conv2D",
+        "exit": "exit_1",
+        "part": "stage",
+        "shape": (16, 16, 8),
+        "multiply_adds": STAGES[0],
+        "other": 2 * 16**2 * 8,  # bias and ReLU
+        "parameters": STAGE_PARAMETERS[0],
+    }
+    for part in ("stage", "head"):
+        for what in ("multiply_adds", "other", "parameters"):
+            for name, number in zip(costs.names, getattr(costs, f"{part}_{what}"), strict=True):
+                own = [c for c in costs.layers if c.part == part and c.exit == name]
+                assert sum(getattr(c, what) for c in own) == number
+    assert sum(c.parameters for c in costs.layers) == costs.parameters == model.count_params()
+    assert {c.name for c in costs.layers} == {
+        op.name for op in model.operations if not isinstance(op, layers.InputLayer)
+    }
+
+
+def test_other_operations_of_stages_and_heads():
+    costs = kx.cost(kx.add_exits(staged(), ["conv1", "conv2"], head="linear"))
+    maps = (16**2 * 8, 8**2 * 12, 8**2 * 16)
+    # bias and ReLU of each convolution; the pooling and the bias of the classifier
+    assert costs.stage_other == (2 * maps[0], 2 * maps[1], 2 * maps[2] + maps[2] + CLASSES)
+    # pooling and the two biases
+    assert costs.head_other == (maps[0] + 16 + CLASSES, maps[1] + 16 + CLASSES, 0)
+
+
+def test_the_table_by_stage_and_by_layer():
+    costs = kx.cost(kx.add_exits(staged(), ["conv1", "conv2"], head="linear"))
+    header, *rows = costs.table("stage").splitlines()
+    assert header.split() == ["exit", "part", "multiply-adds", "other", "operations", "parameters"]
+    assert [row.split()[:2] for row in rows] == [
+        ["exit_1", "stage"],
+        ["exit_1", "head"],
+        ["exit_2", "stage"],
+        ["exit_2", "head"],
+        ["final", "stage"],
+    ]
+    assert rows[0].split()[2:] == [f"{n:,}" for n in (STAGES[0], 2 * 16**2 * 8, STAGE_PARAMETERS[0])]
+    _, *rows = costs.table("layer").splitlines()
+    assert len(rows) == len(costs.layers)
+    numbers = [f"{n:,}" for n in (STAGES[0], 2 * 16**2 * 8, STAGE_PARAMETERS[0])]
+    assert rows[0].split() == ["conv1", "Conv2D", "16×16×8", "exit_1", "stage", *numbers]
+    with pytest.raises(ValueError, match=r"`by`(?s:.*)did you mean 'layer'"):
+        costs.table("layers")
+
+
+# Some exits switched off, other units, plain networks --------------------------------------------
+
+
+@pytest.mark.parametrize("unit", ["multiply-adds", "seconds"])
+def test_a_disabled_exit_does_not_run_its_head(unit):
+    scale = 1 if unit == "multiply-adds" else 0.25
+    costs = ExitCost(
+        ("exit_1", "exit_2", "final"), (10 * scale, 20 * scale, 30 * scale), (1 * scale, 2 * scale, 0), unit
+    )
+    assert costs.cumulative == tuple(scale * n for n in (11, 33, 63))
+    assert costs.only([True, True, True]) == costs
+    assert costs.only([False, True, True]).cumulative == tuple(scale * n for n in (10, 32, 62))
+    assert costs.only(np.array([True, False, True])).cumulative == tuple(scale * n for n in (11, 31, 61))
+    off = costs.only([False, False, True])
+    assert off.cumulative[-1] == off.backbone == costs.backbone == 60 * scale
+    assert off.unit == unit
+    assert costs.cumulative == tuple(scale * n for n in (11, 33, 63)), "the original is left alone"
+
+
+def test_switching_an_exit_off_is_what_taking_it_off_costs():
+    model = kx.add_exits(staged(), ["conv1", "conv2"])
+    costs = kx.cost(model).only([False, True, True])
+    without = kx.cost(kx.add_exits(staged(), ["conv2"]))
+    assert costs.cumulative[1:] == without.cumulative
+    assert costs.parameters == without.parameters
+    assert sum(costs.head_other) == sum(without.head_other)
+
+
+@pytest.mark.parametrize("enabled", [[True, True], [True, True, False], []], ids=str)
+def test_flags_that_do_not_fit_are_refused(enabled):
+    costs = kx.cost(kx.add_exits(staged(), 2))
+    with pytest.raises(ValueError, match=r"`enabled` does not fit(?s:.*)3 flags, for exit_1, exit_2, final"):
+        costs.only(enabled)
+
+
+def test_an_exit_cost_made_by_hand_is_checked():
+    with pytest.raises(ValueError, match="2 names, 2 stages, 1 heads"):
+        ExitCost(("exit_1", "final"), (1, 2), (1,))
+
+
+def test_seconds_in_the_table():
+    table = str(ExitCost(("exit_1", "final"), (0.002, 0.006), (0.001, 0.0), "seconds")).splitlines()
+    assert table[1].split()[:6] == ["exit_1", "2.000", "ms", "1.000", "ms", "3.000"]
+    assert table[2].split()[-2] == "112.5%"
+
+
+@pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
+def test_a_plain_network_is_one_with_the_final_exit_alone(build):
+    model = build()
+    costs = kx.cost(model)
+    assert costs.names == ("final",)
+    assert costs.parameters == model.count_params()
+    assert costs.cumulative == (kx.cost(kx.add_exits(model, 0)).backbone,)
+
+
+def test_a_network_with_several_outputs_and_no_exits_is_refused():
+    inputs = keras.Input((8, 8, 3))
+    outputs = [layers.Dense(3)(layers.Flatten()(inputs)) for _ in range(2)]
+    with pytest.raises(ValueError, match="not a multi-exit model"):
+        kx.cost(keras.Model(inputs, outputs))
 
 
 # Models made by hand -----------------------------------------------------------------------------
@@ -414,6 +275,27 @@ def test_exits_on_the_outputs_of_a_feature_extractor():
 
 
 # The warning -------------------------------------------------------------------------------------
+
+
+class Mixer(layers.Layer):
+    """A custom layer that multiplies by a matrix."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], shape[-1]))
+
+    def call(self, inputs):
+        return keras.ops.matmul(inputs, self.kernel)
+
+
+def test_add_exits_warns_once_of_what_it_cannot_count():
+    inputs = keras.Input((16, 16, 3))
+    x = conv(Mixer()(conv(inputs, 4)), 4, 2)
+    model = keras.Model(inputs, classify(conv(x, 4, 2)))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        kx.add_exits(model, 1, head="linear")
+    assert [str(w.message).count("Mixer") for w in caught] == [1]
+    assert caught[0].filename == __file__
 
 
 def vgg_like():

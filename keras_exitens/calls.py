@@ -1,0 +1,114 @@
+"""One call of one operation, with the shapes of what goes in and comes out: all that counting needs."""
+
+import dataclasses
+import inspect
+import math
+
+import keras
+import numpy as np
+from keras import layers, tree
+
+__all__ = ["Call", "find"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """`outputs = operation(*args, **kwargs)` for one image.
+
+    Attributes:
+        operation: a Keras layer or operation.
+        inputs: list of shapes of the tensors that enter, in the order of the arguments; masks included.
+        outputs: list of shapes.
+        args: positional arguments; a shape stands for every tensor, constants included.
+        kwargs: keyword arguments, likewise.
+    """
+
+    operation: object
+    inputs: list
+    outputs: list
+    args: tuple
+    kwargs: dict
+
+    @classmethod
+    def of_step(cls, step, shapes):
+        """The call that a step of a graph makes; `shapes` as `Graph.shapes` gives them."""
+
+        def shape(value):
+            if isinstance(value, keras.KerasTensor):
+                return _Shape(shapes[id(value)])
+            return _Shape(value.shape) if hasattr(value, "shape") else value
+
+        arguments = step.node.arguments
+        args, kwargs = tree.map_structure(shape, (arguments.args, arguments.kwargs))
+        inputs, outputs = ([tuple(shapes[id(t)]) for t in tensors] for tensors in (step.inputs, step.outputs))
+        return cls(step.operation, inputs, outputs, args, kwargs)
+
+    @classmethod
+    def of_layer(cls, layer, shape):
+        """The call of a layer on one tensor of a known shape."""
+        output = tuple(layer.compute_output_shape(tuple(shape)))
+        return cls(layer, [tuple(shape)], [output], (_Shape(shape),), {})
+
+    @property
+    def output(self):
+        """Shape of the (first) output."""
+        return self.outputs[0]
+
+    @property
+    def kind(self):
+        """Name of the class of a layer or operation of Keras, `None` for everybody else's.
+
+        The operations of `keras.ops` have no public classes: they are known by this name.
+        """
+        kind = type(self.operation)
+        return kind.__name__ if kind.__module__.partition(".")[0] in ("keras", "keras_hub") else None
+
+    @property
+    def is_layer(self):
+        return isinstance(self.operation, layers.Layer)
+
+    def argument(self, name):
+        """An argument by its name in the signature of `call`, however it was passed.
+
+        Returns:
+            A shape, a list of shapes for a list of tensors, or `None`.
+        """
+        bound = inspect.signature(self.operation.call).bind(*self.args, **self.kwargs)
+        value = bound.arguments.get(name)
+        return None if value is None else tree.map_structure(_sizes, value)
+
+    def operands(self):
+        """Shapes of the operands of a product, constants included, as in `ops.matmul(constant, tensor)`."""
+        return [_sizes(value) for value in (*self.args, *self.kwargs.values())]
+
+    def channels(self, shape):
+        """Size of the channel axis of a map that enters or leaves the layer."""
+        return shape[1] if self.operation.data_format == "channels_first" else shape[-1]
+
+    def positions(self, shape):
+        """Number of positions of a map that enters or leaves the layer."""
+        return math.prod(
+            shape[2:] if self.operation.data_format == "channels_first" else shape[1:-1], start=shape[0]
+        )
+
+
+class _Shape:
+    """A shape that `keras.tree` takes for a leaf."""
+
+    def __init__(self, sizes):
+        self.sizes = tuple(sizes)
+
+
+def _sizes(value):
+    return value.sizes if isinstance(value, _Shape) else np.shape(value)
+
+
+def find(call, by_class, by_name):
+    """The entry for a call in two tables: of layers by their class, of Keras's operations by their name.
+
+    The more specific class has to stand first in `by_class`.
+    """
+    for kind, entry in by_class.items():
+        if isinstance(call.operation, kind):
+            return entry
+    return None if call.kind is None or call.is_layer else by_name.get(call.kind)
