@@ -976,11 +976,17 @@ def test_a_refusal_leaves_the_model_alone(name):
     assert all(same(a, b) for a, b in zip(tf.nest.flatten(model(x)), tf.nest.flatten(out), strict=True))
 
 
-@pytest.mark.parametrize("call", [kx.exit_names, kx.exit_features, kx.strip_exits, kx.cost])
+@pytest.mark.parametrize("call", [kx.exit_names, kx.exit_features, kx.strip_exits])
 @pytest.mark.parametrize("build", [sequential, Subclassed, two_outputs], ids=lambda build: build.__name__)
 def test_models_without_exits_are_refused(call, build):
     with pytest.raises(ValueError, match=r"(?s)not a multi-exit model.*Received.*To mend it.*add_exits"):
         call(build())
+
+
+@pytest.mark.parametrize("build", [Subclassed, two_outputs], ids=lambda build: build.__name__)
+def test_costs_of_models_with_neither_exits_nor_one_output_are_refused(build):
+    with pytest.raises(ValueError, match=r"(?s)not a multi-exit model.*Received.*To mend it.*add_exits"):
+        kx.cost(build())
 
 
 def test_stripping_refuses_what_it_does_not_know():

@@ -1,5 +1,6 @@
 """Multiply-adds against TensorFlow's own profiler: whole networks, with and without exits."""
 
+import itertools
 import math
 import warnings
 
@@ -47,8 +48,8 @@ def batched(graph):
             total += math.prod(op.outputs[0].shape) * shapes[0][-2 if op.get_attr("adj_x") else -1]
         elif op.type == "Einsum":
             terms = op.get_attr("equation").decode().split("->")[0].split(",")
-            sizes = {c: n for term, shape in zip(terms, shapes, strict=True) for c, n in zip(term, shape)}
-            total += math.prod(sizes.values())
+            labelled = zip("".join(terms), itertools.chain(*shapes), strict=True)
+            total += math.prod(dict(labelled).values())
     return total
 
 
