@@ -55,11 +55,11 @@ def split(model, exits=None):
     Raises:
         ValueError: `model` is not a multi-exit model, or has no such exit.
     """
-    names = exit_order(model)
+    _, graph, outputs = exit_graph(model)
+    names = exit_order(graph, outputs)
     for name in exits or ():
         checks.one_of("exits", name, tuple(names))
     wanted = [name for name in names if exits is None or name in exits or name == names[-1]]
-    _, graph, outputs = exit_graph(model)
     logits = [outputs[name] for name in wanted]
     parts = graph.increments(logits)
 
