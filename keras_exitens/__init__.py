@@ -16,6 +16,8 @@ _EXPORTS = {
     "cost": "costs",
     "ExitCost": "costs",
     "ExitEnsembleDistiller": "distiller",
+    "EarlyExit": "early_exit",
+    "measured_cost": "latency",
 }
 _MODULES = ("applications", "data", "objectives", "optimizers", "policies")
 

@@ -9,7 +9,7 @@ from keras_exitens import checks
 from keras_exitens.graph import Graph, is_functional, is_map, spatial_size
 from keras_exitens.layers import ExitLogits, data_format_of
 
-__all__ = ["Classifier", "find_classifier", "last_map", "output_activation"]
+__all__ = ["Classifier", "check_logits", "find_classifier", "last_map", "output_activation"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def find_classifier(graph, output):
     """
     activated, pooled, operation = [], None, None
     for step, name in _tail(graph, output):
-        operation = step.unwrapped
+        operation = step.operation
         if isinstance(operation, ExitLogits):
             return Classifier(operation.classifier, step.inputs[0], operation.activation)
         if name != _LINEAR:
@@ -92,6 +92,21 @@ def output_activation(graph, output):
     return names[0] if names else _LINEAR
 
 
+def check_logits(model, names):
+    """Raises `ValueError` unless the outputs `names` of a multi-exit model are logits."""
+    graph = Graph.of(model)
+    for name in names:
+        step = graph.producer(model.output[name])
+        activation = output_activation(graph, model.output[name])
+        if activation != _LINEAR and not isinstance(step.operation, ExitLogits):
+            raise checks.error(
+                f"The output {name!r} is not logits.",
+                expected="the values before softmax",
+                received=f"the output of an activation, {activation!r}",
+                fix="build the classifier of that exit with activation=None",
+            )
+
+
 def _tail(graph, output):
     """The steps from `output` back to the classifier layer, or to the first layer that cannot come after one.
 
@@ -100,7 +115,7 @@ def _tail(graph, output):
     """
     tensor = output
     while (step := graph.producer(tensor)) is not None:
-        operation, kind = step.unwrapped, type(step.unwrapped).__name__
+        operation, kind = step.operation, type(step.operation).__name__
         if is_functional(operation):
             inner = Graph.of(operation)
             yield step, output_activation(inner, inner.outputs[0])
@@ -202,8 +217,8 @@ def last_map(graph, classifier, data_format):
         before, after = step.inputs[0], step.outputs[0]
         if is_map(before) and (
             not is_map(after)
-            or isinstance(step.unwrapped, _POOLS)
-            or _collapses(shapes[id(before)], shapes[id(after)], step.unwrapped, data_format)
+            or isinstance(step.operation, _POOLS)
+            or _collapses(shapes[id(before)], shapes[id(after)], step.operation, data_format)
         ):
             break
     else:

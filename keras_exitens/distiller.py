@@ -6,12 +6,10 @@ from keras import ops
 
 from keras_exitens import checks
 from keras_exitens.attach import exit_features, exit_names
-from keras_exitens.classifier import output_activation
+from keras_exitens.classifier import check_logits
 from keras_exitens.ensemble import at_least_float32, mean
 from keras_exitens.exit_metrics import per_exit
-from keras_exitens.graph import Graph
 from keras_exitens.guards import NonFiniteLoss, label_errors_explained
-from keras_exitens.layers import ExitLogits
 from keras_exitens.losses import check_labels, per_sample, standard_labels
 from keras_exitens.objectives import EED, TERMS, Objective
 
@@ -64,7 +62,7 @@ class ExitEnsembleDistiller(keras.Model):
         objective = EED() if objective is None else objective
         _check_objective(objective, names)
         features = _matching_features(model, objective, names)
-        _check_logits(model, names)
+        check_logits(model, names)
         # Keras wraps the optimizer for loss scaling by the policy of the model that is compiled: this one.
         # Images go on to `model` as they are: it casts them where it wants to.
         super().__init__(name=name, dtype=_policy(model), autocast=False, **kwargs)
@@ -360,17 +358,3 @@ def _matching_features(model, objective, names):
             fix="pass an objective with feature_weight=0, or give all classifiers inputs of one width",
         )
     return [features[name] for name in names]
-
-
-def _check_logits(model, names):
-    graph = Graph.of(model)
-    for name in names:
-        step = graph.producer(model.output[name])
-        activation = output_activation(graph, model.output[name])
-        if activation != "linear" and not isinstance(step.operation, ExitLogits):
-            raise checks.error(
-                f"The output {name!r} is not logits.",
-                expected="the values before softmax",
-                received=f"the output of an activation, {activation!r}",
-                fix="build the classifier of that exit with activation=None",
-            )

@@ -12,7 +12,15 @@ import sys
 
 __all__ = ["register_with_keras"]
 
-_MODULES = ("layers", "objectives", "optimizers", "distiller", "policies", "applications.grouped")
+_MODULES = (
+    "layers",
+    "objectives",
+    "optimizers",
+    "distiller",
+    "policies",
+    "early_exit",
+    "applications.grouped",
+)
 
 
 def register_with_keras():

@@ -19,9 +19,7 @@ def route(stages, policy, indices, images, thresholds=None):
     NaN, or with a pixel that is not finite, goes on to the end; its score is NaN there.
 
     Args:
-        stages: sequence of callables, one an enabled exit: from a dict of tensors to a dict of tensors, as
-            `Stage.model`; each with the attributes `inputs` and `carried`: the names of the tensors it takes,
-            and of all those that later stages need.
+        stages: sequence of `Stage`s, or of callables like them; one an enabled exit.
         policy: a `Policy` that `for_exits` gave.
         indices: int per stage, the exit it ends at, counted over all exits.
         images: float tensor `(batch, height, width, channels)`; `batch` may be 0, and need not be static.
@@ -45,7 +43,7 @@ def route(stages, policy, indices, images, thresholds=None):
     def run(k, batch):
         """The stages from the k-th on, for the rows of `batch`: all that is known of each row."""
         stage, index = stages[k], indices[k]
-        made = stage({name: batch["values"][name] for name in stage.inputs})
+        made = stage(batch["values"])
         logits, score, state = policy.observe(tf.cast(made[LOGITS], tf.float32), index, batch["state"])
         score = tf.where(batch["finite"], tf.cast(score, tf.float32), math.nan)
         result = {"logits": logits, "exit": tf.fill(tf.shape(score), index), "score": score}

@@ -8,14 +8,14 @@ import keras
 from keras_exitens import checks
 from keras_exitens.names import exit_graph, exit_order
 
-__all__ = ["LOGITS", "Stage", "split"]
+__all__ = ["LOGITS", "Stage", "split", "split_heads"]
 
 LOGITS = "logits"  # the output of a stage that holds the logits of its exit
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What has to run between one exit and the next.
+    """What has to run between one exit and the next: a function from a dict of tensors to a dict of tensors.
 
     Attributes:
         exit: str, name of the exit at the end of the stage.
@@ -28,20 +28,27 @@ class Stage:
     model: keras.Model
     carried: tuple
 
+    @property
+    def inputs(self):
+        """Names of the tensors that this stage takes."""
+        return tuple(self.model.input)
+
+    def __call__(self, values):
+        return self.model({name: values[name] for name in self.inputs}, training=False)
+
 
 def split(model, exits=None):
     """Cuts a multi-exit model at its exits.
 
     Each operation runs in the first stage that needs it, so that nothing runs before it has to, and nothing
-    twice.
-    A cut may carry several tensors. To run the chain, hand each stage what `carried` lists:
+    twice. A cut may carry several tensors. To run the chain, hand each stage what `carried` lists:
 
     ```python
-    values = {name: images for name in stages[0].model.input}
+    values = dict.fromkeys(stages[0].inputs, images)
     for stage in stages:
-        made = stage.model({name: values[name] for name in stage.model.input})
+        made = stage(values)
         logits = made["logits"]
-        values = {name: made.get(name, values.get(name)) for name in stage.carried}
+        values = {name: made[name] if name in made else values[name] for name in stage.carried}
     ```
 
     Args:
@@ -60,26 +67,67 @@ def split(model, exits=None):
     for name in exits or ():
         checks.one_of("exits", name, tuple(names))
     wanted = [name for name in names if exits is None or name in exits or name == names[-1]]
-    logits = [outputs[name] for name in wanted]
-    parts = graph.increments(logits)
+    parts = graph.increments([outputs[name] for name in wanted])
+    results = [{LOGITS: outputs[name]} for name in wanted]
+    pieces = _chain(graph, parts, results, [f"{model.name}_to_{name}" for name in wanted])
+    return tuple(Stage(name, piece, carried) for name, (piece, carried) in zip(wanted, pieces, strict=True))
 
-    last_use = {}  # id of a tensor -> the last stage that reads it
+
+def split_heads(model):
+    """Cuts a multi-exit model at its exits, and each exit's own head from the network.
+
+    Args:
+        model: as in `split`.
+
+    Returns:
+        A list of `(exit, part, model, carried)` in the order in which they run, `part` being `"stage"` or
+        `"head"`; `model` and `carried` as in `Stage`. The final exit has no head of its own.
+    """
+    _, graph, outputs = exit_graph(model)
+    names = exit_order(graph, outputs)
+    network = graph.ancestors(outputs[names[-1]])
+    labels, parts, results = [], [], []
+    for name, steps in zip(names, graph.increments([outputs[name] for name in names]), strict=True):
+        stage = [step for step in steps if step.index in network]
+        head = [step for step in steps if step.index not in network]
+        for part, chosen in (("stage", stage), ("head", head)):
+            if chosen:
+                ends = graph.producer(outputs[name]) in chosen
+                labels.append((name, part))
+                parts.append(chosen)
+                results.append({LOGITS: outputs[name]} if ends else {})
+    pieces = _chain(graph, parts, results, [f"{model.name}_{name}_{part}" for name, part in labels])
+    return [(*label, *piece) for label, piece in zip(labels, pieces, strict=True)]
+
+
+def _chain(graph, parts, results, names):
+    """Models of consecutive parts of a graph.
+
+    Args:
+        graph: a `Graph`.
+        parts: lists of steps, disjoint, in an order in which they can run.
+        results: dict per part, name -> tensor that it must give besides what later parts need.
+        names: str per part, the names of the models.
+
+    Returns:
+        A list of `(model, carried)`, as in `Stage`.
+    """
+    last_use = {}  # id of a tensor -> the last part that reads it or has to give it
     for k, steps in enumerate(parts):
         last_use.update((id(t), k) for step in steps for t in step.inputs)
-        last_use[id(logits[k])] = k
+        last_use.update((id(t), k) for t in results[k].values())
     unique = _unique_names(step.operation.name for step in graph.steps)
     known = {id(t): (t.name, t) for t in graph.inputs}  # what there is so far, by id
-    stages = []
+    pieces = []
     for k, steps in enumerate(parts):
-        read = {id(t) for step in steps for t in step.inputs} | {id(logits[k])}
+        read = {id(t) for step in steps for t in step.inputs} | {id(t) for t in results[k].values()}
         entering = [known[key] for key in known if key in read]
         made = (t for step in steps for t in step.outputs)
         leaving = [(unique(f"{_operation(t).name}_out"), t) for t in made if last_use.get(id(t), k) > k]
         known.update((id(t), (name, t)) for name, t in leaving)
-        piece = _piece(entering, steps, [(LOGITS, logits[k]), *leaving], f"{model.name}_to_{wanted[k]}")
         carried = tuple(name for key, (name, _) in known.items() if last_use.get(key, k) > k)
-        stages.append(Stage(wanted[k], piece, carried))
-    return tuple(stages)
+        pieces.append((_piece(entering, steps, [*results[k].items(), *leaving], names[k]), carried))
+    return pieces
 
 
 def _piece(entering, steps, leaving, name):

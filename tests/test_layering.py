@@ -16,7 +16,6 @@ ORDER = [
     "registration",  # names modules, but imports them when Keras is there
     "checks",
     "scores",
-    "wrapping",
     "graph",
     "layers",
     "classifier",
@@ -36,6 +35,7 @@ ORDER = [
     "distiller",
     "policies",
     "stages",
+    "latency",
     "routing",
     "optimizers",
     "idx",
@@ -44,6 +44,10 @@ ORDER = [
     "batches",
     "data",
     "applications",
+    "folding",
+    "freezing",
+    "exit_summary",
+    "early_exit",
 ]
 
 

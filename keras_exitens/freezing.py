@@ -1,0 +1,98 @@
+"""Stages as graphs whose variables have become constants, so that TensorFlow can fuse more of them."""
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+from keras_exitens.folding import fold
+from keras_exitens.stages import LOGITS, split
+
+__all__ = ["Chain", "FrozenStage", "fingerprint"]
+
+
+class FrozenStage:
+    """A stage with its weights as they were when it was made, for use inside a `tf.function`.
+
+    Where it is called its operations are imported, so that the constants stand in the graph of the caller, a
+    branch of `tf.cond` included: as arguments of a branch they would be no constants to TensorFlow's
+    optimizer.
+
+    Args:
+        model: functional `keras.Model` from a dict of tensors to a dict of tensors, as `Stage.model`.
+        carried: as in `Stage`.
+    """
+
+    def __init__(self, model, carried):
+        self.carried = carried
+        signature = {name: tf.TensorSpec(t.shape, t.dtype, name) for name, t in model.input.items()}
+
+        @tf.function(input_signature=[signature], autograph=False)
+        def run(values):
+            return model(values, training=False)
+
+        frozen = convert_variables_to_constants_v2(run.get_concrete_function())
+        self._graph = frozen.graph.as_graph_def()
+        # TensorFlow flattens dicts in the order of the sorted names.
+        self._given = dict(zip(sorted(signature), (t.name for t in frozen.inputs), strict=True))
+        self._made = dict(zip(sorted(model.output), (t.name for t in frozen.outputs), strict=True))
+
+    @property
+    def inputs(self):
+        """Names of the tensors that this stage takes."""
+        return tuple(self._given)
+
+    def __call__(self, values):
+        given = {key: values[name] for name, key in self._given.items()}
+        made = tf.graph_util.import_graph_def(self._graph, given, list(self._made.values()), name="stage")
+        return dict(zip(self._made, made, strict=True))
+
+
+@tf.function(autograph=False)
+def fingerprint(variables):
+    """A hash of the values of variables: `(variables, 8)` uint8; another one when a bit of them changes."""
+    hashes = [tf.fingerprint(tf.reshape(tf.convert_to_tensor(v), [1, -1]))[0] for v in variables]
+    return tf.stack(hashes)
+
+
+class Chain:
+    """The stages of a model: with its own weights, and with constants in their place.
+
+    A plain object, so that Keras does not track (and save) the layers a second time.
+    """
+
+    def __init__(self, model, exits):
+        self.live = split(model, exits)
+        self._weights = [v.value for v in model.variables]
+        self._frozen = self._frozen_from = None
+
+    def outdated(self):
+        """Whether the constants are not there yet, or no longer the weights."""
+        return self._frozen is None or not np.array_equal(self._frozen_from, fingerprint(self._weights))
+
+    def current(self):
+        """Stages with the weights as constants, as the weights are now."""
+        if self.outdated():
+            self._frozen_from = fingerprint(self._weights).numpy()
+            folded = [fold(stage.model) for stage in self.live]
+            models = folded if _agree(self.live, folded) else [stage.model for stage in self.live]
+            carried = [stage.carried for stage in self.live]
+            self._frozen = [FrozenStage(*pair) for pair in zip(models, carried, strict=True)]
+        return self._frozen
+
+
+def _agree(stages, folded):
+    """Whether folding changes no logit by more than 1e-5 of the largest, on two random images."""
+    (images,) = (t for stage in stages[:1] for t in stage.model.inputs)
+    height, width, channels = (64 if size is None else size for size in images.shape[1:])
+    rng = np.random.default_rng(0)
+    values = {stages[0].inputs[0]: tf.constant(rng.normal(size=(2, height, width, channels)), images.dtype)}
+    others = values
+    for stage, model in zip(stages, folded, strict=True):
+        made = stage(values)
+        by_folded = model({name: others[name] for name in stage.inputs}, training=False)
+        difference = tf.reduce_max(tf.abs(made[LOGITS] - by_folded[LOGITS]))
+        if not difference <= 1e-5 * tf.reduce_max(tf.abs(made[LOGITS])):
+            return False
+        values = {name: made[name] if name in made else values[name] for name in stage.carried}
+        others = {name: by_folded[name] if name in by_folded else others[name] for name in stage.carried}
+    return True
