@@ -32,7 +32,8 @@ def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=No
         exits: int, the number of early exits, 0 for the network alone (a baseline that is trained in the
             same way); or a list of layer names, in order. Layer `b` of a nested model `a` is `"a/b"`.
         placement: where a number of exits go. `"compute"` (default): at the cuts that split the network's
-            multiply-adds most evenly. `"stage"`: at the last map of each spatial resolution.
+            multiply-adds most evenly; of cuts within 2 % of each other, where the tensors are few and small.
+            `"stage"`: at the last map of each spatial resolution.
         head: `"bottleneck"` (default: 1×1, strided 3×3 and 1×1 convolution with an inner width of a
             quarter), `"conv"` (3×3 convolutions, as in the paper), `"separable"` (depthwise 3×3 and 1×1),
             `"linear"` (global pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a

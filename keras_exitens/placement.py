@@ -1,6 +1,7 @@
 """Where exits go: at cuts of the backbone, chosen by compute, by stage or by name."""
 
 import itertools
+import math
 import numbers
 import typing
 
@@ -12,6 +13,8 @@ from keras_exitens.operation_counts import count_operations
 
 __all__ = ["place"]
 
+NEAR = 0.02  # share of the multiply-adds by which an exit may move to where less is kept
+
 
 def place(graph, named, exits, placement, end, feature, data_format):
     """Chooses the tensors that the exits are attached to.
@@ -22,8 +25,7 @@ def place(graph, named, exits, placement, end, feature, data_format):
         exits: int, how many; or a list of layer names.
         placement: `"compute"` or `"stage"`, used where `exits` is a number.
         end: KerasTensor, the last feature map: no exit comes after it.
-        feature: KerasTensor, what enters the classifier: an exit that is not named spares some of the work
-            up to there.
+        feature: KerasTensor, what enters the classifier.
         data_format: `"channels_last"` or `"channels_first"`.
 
     Returns:
@@ -38,10 +40,14 @@ def place(graph, named, exits, placement, end, feature, data_format):
     if checks.number("exits", exits, low=0) == 0:
         return []
     macs = [count.multiply_adds for count in count_operations(graph, warn=False)]
-    cuts = _legal_cuts(graph, macs, end, feature, data_format)
+    # By stage, the last map is a place of its own where hidden Dense layers come after it, as in VGG.
+    cuts = _legal_cuts(graph, macs, end, feature if placement == "stage" else end, data_format)
     options = _enough(cuts, exits, placement, spatial_size(graph.shapes()[id(end)], data_format))
-    chosen = _most_even(options, exits, sum(macs)) if placement == "compute" else options[-exits:]
-    return [cut.tensor for cut in chosen]
+    if placement == "stage":
+        return [cut.tensor for cut in options[-exits:]]
+    total = sum(macs)
+    even = _most_even(options, exits, total)
+    return [cut.tensor for cut in _lighter(options, even, NEAR * total)]
 
 
 class _Cut(typing.NamedTuple):
@@ -49,30 +55,42 @@ class _Cut(typing.NamedTuple):
 
     tensor: keras.KerasTensor
     width: int  # how many tensors are live there
+    kept: int  # how many numbers they hold for one image
     before: int  # multiply-adds up to there
     size: tuple  # (height, width) in pixels
 
 
-def _legal_cuts(graph, macs, end, feature, data_format):
-    """Every point at which an exit has something to classify from, and spares work: in the order computed."""
+def _legal_cuts(graph, macs, end, limit, data_format):
+    """Every point at which an exit has something to classify from, and spares some of the work up to `limit`.
+
+    In the order computed, no later than `end`. A map smaller than the last one is no such point: the squeezed
+    maps of squeeze-and-excitation stand beside the path.
+    """
     shapes, live = graph.shapes(), graph.live_after()
     inside = graph.ancestors(end)
-    work = sum(macs[i] for i in graph.ancestors(feature))
+    work = sum(macs[i] for i in graph.ancestors(limit))
+    smallest = spatial_size(shapes[id(end)], data_format)
     total = 0
     cuts = []
     for step, tensors in zip(graph.steps, live, strict=True):
         total += macs[step.index]
         tensor = step.outputs[0]
-        if step.index in inside and 0 < total < work and is_map(tensor) and any(t is tensor for t in tensors):
-            cuts.append(_Cut(tensor, len(tensors), total, spatial_size(shapes[id(tensor)], data_format)))
+        if step.index not in inside or not 0 < total < work or not is_map(tensor):
+            continue
+        size = spatial_size(shapes[id(tensor)], data_format)
+        if any(t is tensor for t in tensors) and all(a >= b for a, b in zip(size, smallest, strict=True)):
+            kept = sum(math.prod(shapes[id(t)]) for t in tensors)
+            cuts.append(_Cut(tensor, len(tensors), kept, total, size))
     return cuts
 
 
 def _enough(cuts, wanted, placement, end_size):
     """The cuts to choose from: those with as few live tensors as still leave `wanted` of them."""
     options = []
+    choose = _last_of_its_size if placement == "stage" else _smallest
     for width in range(1, max((cut.width for cut in cuts), default=0) + 1):
-        options = _one_a_run([cut for cut in cuts if cut.width <= width])
+        narrow = [cut for cut in cuts if cut.width <= width]
+        options = [choose(list(run)) for _, run in itertools.groupby(narrow, key=lambda cut: cut.before)]
         if placement == "stage":
             latest = {cut.size: cut for cut in options}
             options = [cut for cut in options if latest[cut.size] is cut]
@@ -92,36 +110,55 @@ def _enough(cuts, wanted, placement, end_size):
     )
 
 
-def _one_a_run(cuts):
-    """Of the cuts between two layers that multiply, the last one that has the resolution of the first.
+def _smallest(run):
+    """Of the cuts between two layers that multiply, the last of those with the least to keep.
 
-    That is after the activation that follows a convolution, and before the pooling or padding that follows
-    the activation.
+    That is after the activation and the pooling that follow a convolution, and before any padding.
     """
-    chosen = []
-    for _, run in itertools.groupby(cuts, key=lambda cut: cut.before):
-        run = list(run)
-        chosen.append([cut for cut in run if cut.size == run[0].size][-1])
-    return chosen
+    return min(reversed(run), key=lambda cut: (cut.width, cut.kept))
+
+
+def _last_of_its_size(run):
+    """Of the cuts between two layers that multiply, the last one that has the resolution of the first."""
+    return [cut for cut in run if cut.size == run[0].size][-1]
 
 
 def _most_even(cuts, exits, total):
     """The cuts whose segments have the least sum of squared multiply-adds: the most even split.
 
-    Dynamic programming over the cuts: exact, and ties go to the earlier cut.
+    Dynamic programming over the cuts: exact. Ties go to the cuts with the least to keep, then to the earlier.
     """
     ends = [0, *(cut.before for cut in cuts), total]
+    kept = [0, *(cut.kept for cut in cuts), 0]
     last = len(ends) - 1
-    best = {0: (0, ())}  # index of an end -> (cost, path) of the exits placed so far
+    best = {0: (0, 0, ())}  # index of an end -> (unevenness, numbers to keep, path) of the exits so far
     for segment in range(exits + 1):
         reach = [last] if segment == exits else range(1, last)
         best = {
-            j: min((cost + (ends[j] - ends[i]) ** 2, (*path, j)) for i, (cost, path) in best.items() if i < j)
+            j: min(
+                (uneven + (ends[j] - ends[i]) ** 2, size + kept[j], (*path, j))
+                for i, (uneven, size, path) in best.items()
+                if i < j
+            )
             for j in reach
             if any(i < j for i in best)
         }
-    _, path = best[last]
-    return [cuts[j - 1] for j in path[:-1]]
+    return [cuts[j - 1] for j in best[last][-1][:-1]]
+
+
+def _lighter(cuts, chosen, reach):
+    """Moves each exit by at most `reach` multiply-adds to where least is kept, between its neighbours."""
+    moved = []
+    for cut, following in itertools.zip_longest(chosen, chosen[1:]):
+        near = [
+            other
+            for other in cuts
+            if abs(other.before - cut.before) <= reach
+            and (not moved or other.before > moved[-1].before)
+            and (following is None or other.before < following.before)
+        ]
+        moved.append(min(near, key=lambda other: (other.kept, abs(other.before - cut.before))))
+    return moved
 
 
 def _by_name(graph, named, exits, end):
