@@ -18,6 +18,9 @@ _EXPORTS = {
     "ExitEnsembleDistiller": "distiller",
     "EarlyExit": "early_exit",
     "measured_cost": "latency",
+    "ExitRecords": "records",
+    "collect": "collection",
+    "calibrate": "calibration",
 }
 _MODULES = ("applications", "data", "objectives", "optimizers", "policies")
 

@@ -32,10 +32,16 @@ class Policy:
             in place of the logits of the exit alone. The temperature of an exit divides the mean that ends
             there.
 
+    Attributes:
+        calibration: `None`, or what `calibrate` found out about the policy: a dict of numbers and text, saved
+            with it. Policies that decide the same are equal, whatever they carry here.
+
     Raises:
         ValueError: a threshold is NaN, a temperature is not positive and finite, the lists do not belong to
             the same number of exits.
     """
+
+    calibration = None
 
     def __init__(self, thresholds, temperatures=1.0, enabled=True, ensemble=False):
         self.thresholds = _each("thresholds", thresholds, _threshold)
@@ -149,20 +155,27 @@ class Policy:
     def get_config(self):
         names = ("thresholds", "temperatures", "enabled", "ensemble")
         values = ((name, getattr(self, name)) for name in names)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+        config = {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+        return config if self.calibration is None else {**config, "calibration": self.calibration}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**config)
+        settings = {name: value for name, value in config.items() if name != "calibration"}
+        policy = cls(**settings)
+        policy.calibration = config.get("calibration")
+        return policy
+
+    def _settings(self):
+        return {name: value for name, value in self.get_config().items() if name != "calibration"}
 
     def __eq__(self, other):
-        return type(self) is type(other) and self.get_config() == other.get_config()
+        return type(self) is type(other) and self._settings() == other._settings()
 
     def __hash__(self):
         return hash((type(self), self.thresholds, self.temperatures, self.enabled, self.ensemble))
 
     def __repr__(self):
-        settings = ", ".join(f"{name}={value!r}" for name, value in self.get_config().items())
+        settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
         return f"{type(self).__name__}({settings})"
 
     def _check_lengths(self, exits):
