@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_exitens import checks
-from keras_exitens.names import exit_order
+from keras_exitens.attach import exit_names
 from keras_exitens.records import ExitRecords, fingerprint, network_of
 
 __all__ = ["collect"]
@@ -43,7 +43,7 @@ def collect(model, data, batch_size=None, verbose="auto"):
     ```
     """
     network = network_of(model)
-    names = exit_order(network)
+    names = exit_names(network)
     outputs = [network.output[name] for name in names]
     if isinstance(data, tuple | list):
         x, labels, third = _arrays(data)

@@ -8,9 +8,9 @@ import zipfile
 import numpy as np
 
 from keras_exitens import checks
+from keras_exitens.attach import exit_names
 from keras_exitens.distiller import ExitEnsembleDistiller
 from keras_exitens.losses import check_labels
-from keras_exitens.names import exit_order
 
 __all__ = ["ExitRecords", "fingerprint", "network_of"]
 
@@ -98,7 +98,7 @@ class ExitRecords:
         """
         network = network_of(model)
         received = {"exits": self.names, "weights": self.fingerprint}
-        expected = {"exits": tuple(exit_order(network)), "weights": fingerprint(network)}
+        expected = {"exits": tuple(exit_names(network)), "weights": fingerprint(network)}
         if received == expected:
             return
         fault = checks.error(
