@@ -1,4 +1,4 @@
-"""Where `placement="compute"` puts three exits in five well-known networks; writes the table of docs/placement.md.
+"""Where `placement="compute"` puts three exits in five well-known networks: the table in docs/placement.md.
 
 python benchmarks/placement_table.py           # shows it
 python benchmarks/placement_table.py --write   # puts it into docs/placement.md
@@ -24,11 +24,10 @@ NETWORKS = ("ResNet50", "VGG16", "DenseNet121", "MobileNetV2", "EfficientNetB0")
 
 def table(networks=NETWORKS, exits=3):
     """The table as Markdown."""
-    lines = [
-        "| network | exit | after layer | resolution | live tensors | numbers kept | network so far | own head "
-        "| to leave here |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ("network", "exit", "after layer", "resolution", "live tensors", "numbers kept")
+    shares = ("network so far", "own head", "to leave here")
+    header = (*columns, *shares)
+    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(['---'] * len(header))} |"]
     for network in networks:
         lines += rows(network, exits)
     return "\n".join(lines) + "\n"
