@@ -21,6 +21,7 @@ _EXPORTS = {
     "ExitRecords": "records",
     "collect": "collection",
     "calibrate": "calibration",
+    "tradeoff": "tradeoffs",
 }
 _MODULES = ("applications", "data", "objectives", "optimizers", "policies")
 
@@ -30,6 +31,10 @@ register_with_keras()
 
 
 def __getattr__(name):
+    if name in __all__:
+        # Before any module that imports it: once Keras is there, all modules with registered classes are
+        # imported, and none of them may be half imported then.
+        importlib.import_module("keras")
     if name in _EXPORTS:
         value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
     elif name in _MODULES:

@@ -8,7 +8,7 @@ from keras_exitens.records import ExitRecords
 from keras_exitens.replay import Replay, Spending
 from keras_exitens.schedules import geometric
 from keras_exitens.temperatures import fit_temperature
-from keras_exitens.threshold_search import Goal, Subset, evaluate, exits_of, front, grid_size, merge, search
+from keras_exitens.threshold_search import Goal, Subset, evaluate, front, grid_size, merge, search
 
 __all__ = ["calibrate"]
 
@@ -119,7 +119,7 @@ def calibrate(
         found, certificate = _certify(measured, path, max_accuracy_drop, 1 - confidence)
         report.update(certificate, budget_met=certificate["certified"])
     chosen = measured.policy(found.exits, found.thresholds)
-    chosen.calibration = {**report, **_measure(measured, found)}
+    chosen.calibration = {**report, **measured.measure(found.exits, found.thresholds)}
     if not report["budget_met"]:
         _warn(chosen.calibration)
     return chosen
@@ -225,21 +225,6 @@ def _trial(replay, found):
     subset = replay.subset(found.exits[:-1])
     risk = evaluate(_risk(replay, subset), found.thresholds)
     return evaluate(subset, found.thresholds), round(-risk.gain)
-
-
-def _measure(replay, found):
-    rows, full = len(replay), float(replay.full.mean())
-    taken = exits_of(replay.subset(found.exits[:-1]).scores, found.thresholds)
-    shares = np.zeros(replay.records.exits)
-    shares[list(found.exits)] = np.bincount(taken, minlength=len(found.exits)) / rows
-    return {
-        "images": rows,
-        "full_accuracy": full,
-        "accuracy": found.gain / rows,
-        "accuracy_drop": full - found.gain / rows,
-        "cost": found.cost / rows / replay.spending.full,
-        "shares": shares.tolist(),
-    }
 
 
 def _warn(report):

@@ -8,9 +8,9 @@ import numpy as np
 from keras_exitens import checks
 from keras_exitens.costs import ExitCost
 from keras_exitens.policies import Policy
-from keras_exitens.threshold_search import Subset
+from keras_exitens.threshold_search import Subset, evaluate, exits_of
 
-__all__ = ["Replay", "Spending"]
+__all__ = ["Replay", "Spending", "run"]
 
 _EARLY_EXITS = 12  # 4,096 sets of exits
 _ROWS = 4096  # scored at once
@@ -142,6 +142,32 @@ class Replay:
         gains = np.array([right[self._rows] for right, _ in seen], "float64")
         return Subset(exits, scores, gains, self.spending.at(exits))
 
+    def measure(self, exits, thresholds):
+        """What a policy does to these images.
+
+        Args:
+            exits: indices of the exits used, the final one last.
+            thresholds: one for each but the last.
+
+        Returns:
+            A dict: `images` (how many), `full_accuracy`, `accuracy`, `accuracy_drop`, `cost` (fraction of the
+            full cost), `shares` (of the images, for all K exits).
+        """
+        subset = self.subset(exits[:-1])
+        sums = evaluate(subset, thresholds)
+        shares = np.zeros(self.records.exits)
+        taken = exits_of(subset.scores, thresholds)
+        shares[list(exits)] = np.bincount(taken, minlength=len(exits)) / len(self)
+        full, accuracy = float(self.full.mean()), sums.gain / len(self)
+        return {
+            "images": len(self),
+            "full_accuracy": full,
+            "accuracy": accuracy,
+            "accuracy_drop": full - accuracy,
+            "cost": sums.cost / len(self) / self.spending.full,
+            "shares": shares.tolist(),
+        }
+
     def _observe(self, policy, index, state):
         """Whether each row is right at an exit, its score, and the state; a few rows at a time."""
         parts = []
@@ -154,6 +180,20 @@ class Replay:
         right, score, states = zip(*parts, strict=True)
         after = {key: np.concatenate([state[key] for state in states]) for key in states[0]}
         return np.concatenate(right), np.concatenate(score), after
+
+
+def run(policy, records):
+    """What a policy gives for all images, a few at a time: a dict as of `Policy.simulate`, without logits.
+
+    Returns:
+        A dict: `"exit"` `(N,)` int, `"score"` `(N,)`, `"label"` `(N,)` int, the class predicted.
+    """
+    parts = []
+    for start in range(0, len(records), _ROWS):
+        part = policy.simulate(np.asarray(records.logits[:, start : start + _ROWS]))
+        parts.append((part["exit"], part["score"], np.asarray(part["logits"]).argmax(axis=1)))
+    columns = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return dict(zip(("exit", "score", "label"), columns, strict=True))
 
 
 def _one_a_row(score, right, policy):

@@ -45,6 +45,10 @@ ORDER = [
     "temperatures",
     "replay",
     "calibration",
+    "exit_statistics",
+    "figures",
+    "pages",
+    "tradeoffs",
     "optimizers",
     "idx",
     "sources",
@@ -105,6 +109,12 @@ def test_keras_knows_the_classes_whichever_is_imported_first(imports):
     code = f"{imports}; print(keras.saving.get_registered_object('keras_exitens>ExitEnsembleDistiller'))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "keras_exitens.distiller.ExitEnsembleDistiller" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["add_exits", "collect", "policies"])
+def test_public_names_can_be_had_without_importing_keras(name):
+    code = f"import keras_exitens as kx; kx.{name}; from keras_exitens import EarlyExit, data"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
 
 @pytest.mark.parametrize("module", ["keras_exitens", "keras_exitens.checks", "keras_exitens.scores"])

@@ -1,0 +1,212 @@
+"""`tradeoff`: accuracy against cost, in tables, pictures and a page."""
+
+import dataclasses
+
+import numpy as np
+
+from keras_exitens import checks, figures, pages, policies
+from keras_exitens.exit_statistics import of_exits
+from keras_exitens.replay import Replay, Spending, run
+from keras_exitens.threshold_search import front, grid_size, merge
+
+__all__ = ["Tradeoff", "tradeoff"]
+
+_POINTS = 60
+_ROWS = 12  # of the curve, in a table
+_MARKED_DROP = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Tradeoff:
+    """Accuracy against cost for a family of policies, and what the exits are like.
+
+    Attributes:
+        points: list of dicts, cheapest first: `cost` (mean, as a fraction of the network without early
+            exits), `accuracy`, `accuracy_drop`, `shares` (of images per exit), `policy`.
+        chosen: such a dict of the policy that tables and pictures mark, with `exit`, `score` and `right`
+            `(N,)`, image by image.
+        exits: list of `ExitStatistics`.
+        exit_costs: what it costs if all images leave at one exit and no other early exit is used.
+        full_accuracy: of the final exit.
+        ensemble_accuracy: of the mean of the logits of all exits.
+        images: int, how many these figures are of.
+    """
+
+    points: list
+    chosen: dict
+    exits: list
+    exit_costs: tuple
+    full_accuracy: float
+    ensemble_accuracy: float
+    images: int
+
+    def frame(self):
+        """The points of the curve as a pandas `DataFrame`, one row each."""
+        pandas = checks.optional_import("pandas", "plots")
+        names = [exit.name for exit in self.exits]
+        return pandas.DataFrame(
+            {
+                **{key: point[key] for key in ("cost", "accuracy", "accuracy_drop")},
+                **{f"share_{name}": share for name, share in zip(names, point["shares"], strict=True)},
+                "policy": point["policy"],
+            }
+            for point in self.points
+        )
+
+    def tables(self):
+        """Titles and rows of text: pairs of a title and a list of rows, the heading first."""
+        return {
+            f"Exits, {self.images:,} images (full model {self.full_accuracy:.1%}, mean of all exits "
+            f"{self.ensemble_accuracy:.1%})": self._exit_rows(),
+            "Policies: mean cost, accuracy, share of the images that leaves at each exit": self._point_rows(),
+        }
+
+    def table(self):
+        """The exits, and a dozen policies of the curve with the chosen one, as text."""
+        return "\n\n".join(f"{title}\n{_columns(rows)}" for title, rows in self.tables().items())
+
+    def __str__(self):
+        return self.table()
+
+    def plot(self):
+        """The curve, where the images leave, and reliability diagrams: a matplotlib `Figure`."""
+        return figures.tradeoff_figure(self)
+
+    def to_html(self, path, images=None, title="Accuracy against cost"):
+        """Writes one page that needs no other file.
+
+        Args:
+            path: of the page.
+            images: array `(N, height, width[, channels])`, the images in the order of the records: the page
+                shows those that leave first and last.
+            title: str.
+
+        Raises:
+            ValueError: another number of images than of records.
+        """
+        pages.write(path, title, self, images)
+
+    def _exit_rows(self):
+        heading = "exit|cost|accuracy|exits so far|right here, wrong at end|same as end"
+        rows = [[*heading.split("|"), "calibration error", "AUROC", "leave here", "of these right"]]
+        for i, (exit, cost) in enumerate(zip(self.exits, self.exit_costs, strict=True)):
+            left = self.chosen["exit"] == i
+            here = f"{self.chosen['right'][left].mean():.1%}" if left.any() else "-"
+            shares = (exit.accuracy, exit.ensemble_accuracy, exit.overthinking, exit.agreement)
+            rows.append(
+                [
+                    exit.name,
+                    f"{cost:.1%}",
+                    *(f"{share:.1%}" for share in shares),
+                    f"{exit.calibration_error:.3f}",
+                    f"{exit.auroc:.3f}",
+                    f"{left.mean():.1%}",
+                    here,
+                ]
+            )
+        return rows
+
+    def _point_rows(self):
+        places = np.unique(np.linspace(0, len(self.points) - 1, _ROWS).round().astype(int))
+        shown = sorted([*(self.points[i] for i in places), self.chosen], key=lambda point: point["cost"])
+        rows = [["", "cost", "accuracy", "drop", *(exit.name for exit in self.exits)]]
+        for point in shown:
+            numbers = (point["cost"], point["accuracy"], point["accuracy_drop"], *point["shares"])
+            mark = "chosen" if point is self.chosen else ""
+            rows.append([mark, *(f"{number:.1%}" for number in numbers)])
+        return rows
+
+
+def tradeoff(records, cost, policy="max_probability", *, chosen_on=None, chosen=None, ensemble=False):
+    """Measures what a family of policies trades accuracy for cost at.
+
+    The policies are those that the search of `calibrate` finds best for all budgets at once. Chosen and
+    measured on the same images they look a little better than they are: pass the calibration records as
+    `chosen_on` and the test records as `records` for an honest curve.
+
+    Args:
+        records: `ExitRecords` of the images to measure on.
+        cost: an `ExitCost`, or a sequence of K cumulative costs.
+        policy: name or class of the policies, as in `calibrate`.
+        chosen_on: `ExitRecords` on which the thresholds are chosen; default `records`.
+        chosen: a policy to mark, such as the result of `calibrate`; by default the cheapest of the curve that
+            loses at most 0.01 of accuracy where it was chosen.
+        ensemble: bool, as in `calibrate`.
+
+    Returns:
+        A `Tradeoff`: `.table()`, `.frame()`, `.plot()`, `.to_html(path)`.
+
+    Raises:
+        ValueError: costs, or a policy, for another number of exits; records of other exits.
+
+    Example:
+
+    ```python
+    curve = kx.tradeoff(test_records, kx.cost(model), chosen_on=calibration_records, chosen=policy)
+    print(curve.table())
+    curve.plot().savefig("tradeoff.png")
+    curve.to_html("tradeoff.html", images=test_images)
+    ```
+    """
+    chosen_on = records if chosen_on is None else chosen_on
+    if chosen_on.names != records.names or chosen_on.classes != records.classes:
+        raise checks.error(
+            "The two sets of records are not of one network.",
+            expected=f"exits {records.names} and {records.classes} classes",
+            received=f"chosen_on with exits {chosen_on.names} and {chosen_on.classes} classes",
+            fix="collect both with the same model",
+        )
+    kind, spending = policies.get(policy), Spending(cost, records)
+    searched = Replay(kind, chosen_on, spending, ensemble=ensemble)
+    size = grid_size(records.exits)
+    path = merge(found for subset in searched.subsets() for found in front(subset, size))[::-1]
+    measured = Replay(kind, records, spending, ensemble=ensemble)
+    places = np.unique(np.linspace(0, len(path) - 1, _POINTS).round().astype(int))
+    points = [_point(measured, path[place]) for place in places]
+    if chosen is None:
+        floor = searched.full.sum() - _MARKED_DROP * len(chosen_on)
+        cheapest = next(found for found in path if found.gain >= floor)
+        chosen = measured.policy(cheapest.exits, cheapest.thresholds)
+    chosen = chosen.for_exits(records.exits)
+    mean = sum(records.logits) / records.exits
+    early = range(records.exits - 1)
+    return Tradeoff(
+        points,
+        _ran(chosen, records, spending),
+        of_exits(records, chosen.temperatures),
+        (*(float(spending.at((i, records.exits - 1))[0] / spending.full) for i in early), 1.0),
+        float(measured.full.mean()),
+        float((mean.argmax(axis=1) == records.labels).mean()),
+        len(records),
+    )
+
+
+def _point(replay, found):
+    measured = replay.measure(found.exits, found.thresholds)
+    kept = {key: measured[key] for key in ("cost", "accuracy", "accuracy_drop", "shares")}
+    return {**kept, "policy": replay.policy(found.exits, found.thresholds)}
+
+
+def _ran(policy, records, spending):
+    """What a policy of any kind does to these records, image by image."""
+    found = run(policy, records)
+    used = policy.enabled_exits(records.exits)
+    costs = dict(zip(used, spending.at(used), strict=True))
+    right = found["label"] == records.labels
+    full = (records.logits[-1].argmax(axis=1) == records.labels).mean()
+    return {
+        "cost": float(np.mean([costs[i] for i in found["exit"]]) / spending.full),
+        "accuracy": float(right.mean()),
+        "accuracy_drop": float(full - right.mean()),
+        "shares": (np.bincount(found["exit"], minlength=records.exits) / len(records)).tolist(),
+        "policy": policy,
+        "exit": found["exit"],
+        "score": found["score"],
+        "right": right,
+    }
+
+
+def _columns(rows):
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    form = "  ".join(f"{{:{'<' if i == 0 else '>'}{width}}}" for i, width in enumerate(widths))
+    return "\n".join(form.format(*row).rstrip() for row in rows)
