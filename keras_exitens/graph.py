@@ -100,19 +100,10 @@ class Graph:
             input_shapes = [
                 (1, *(NOMINAL_SIZE if size is None else size for size in t.shape[1:])) for t in self.inputs
             ]
-        values = {
-            id(t): keras.KerasTensor(shape, dtype=t.dtype, name=t.name)
-            for t, shape in zip(self.inputs, input_shapes, strict=True)
-        }
+        found = {id(t): tuple(shape) for t, shape in zip(self.inputs, input_shapes, strict=True)}
         for step in self.steps:
-            made = _one_row(step, values)
-            if made is None:
-                args, kwargs = step.node.arguments.fill_in(values)
-                made = tree.flatten(step.operation.compute_output_spec(*args, **kwargs))
-                if any(None in t.shape for t in made):
-                    made = _traced(step.operation, args, kwargs)
-            values.update(zip((id(t) for t in step.outputs), made, strict=True))
-        return {key: value.shape for key, value in values.items()}
+            found.update(zip((id(t) for t in step.outputs), _output_shapes(step, found), strict=True))
+        return found
 
     def live_after(self):
         """For each step, the tensors that exist once it has run and that are needed later.
@@ -141,32 +132,33 @@ class Graph:
 _FREE = (keras.Model, keras.layers.Lambda)  # layers of Keras in which anything may happen
 
 
-def _one_row(step, values):
-    """The outputs of a step for one row where they can be read off: `None` where they have to be computed.
+def _output_shapes(step, found):
+    """The shapes of the outputs of a step, for the shapes of its inputs in `found`.
 
-    The layers of Keras keep the rows of a batch apart, so that of one row comes one. Operations such as
-    `reshape`, and custom layers, may fold other axes into the first.
+    Where one row enters a layer of Keras, one row comes out, and the rest can be read off. Operations such as
+    `reshape`, and custom layers, may fold other axes into the first: they are asked.
     """
     operation = step.operation
-    if not isinstance(operation, keras.layers.Layer) or isinstance(operation, _FREE):
-        return None
-    if type(operation).__module__.partition(".")[0] != "keras":
-        return None
-    same = all(values[id(t)].shape == (1, *t.shape[1:]) for t in step.inputs)
-    if not same or any(None in t.shape[1:] for t in step.outputs):
-        return None
-    return [keras.KerasTensor((1, *t.shape[1:]), dtype=t.dtype, name=t.name) for t in step.outputs]
+    plain = isinstance(operation, keras.layers.Layer) and not isinstance(operation, _FREE)
+    if plain and type(operation).__module__.partition(".")[0] == "keras":
+        one_row = all(found[id(t)] == (1, *t.shape[1:]) for t in step.inputs)
+        if one_row and not any(None in t.shape[1:] for t in step.outputs):
+            return [(1, *t.shape[1:]) for t in step.outputs]
+    values = {id(t): keras.KerasTensor(found[id(t)], dtype=t.dtype, name=t.name) for t in step.inputs}
+    args, kwargs = step.node.arguments.fill_in(values)
+    shapes = [tuple(t.shape) for t in tree.flatten(operation.compute_output_spec(*args, **kwargs))]
+    return _traced(operation, args, kwargs) if any(None in shape for shape in shapes) else shapes
 
 
 def _traced(operation, args, kwargs):
-    """The outputs of an operation that leaves sizes open though its inputs do not: `EinsumDense` may."""
+    """Output shapes of an operation that leaves sizes open though its inputs do not, as `EinsumDense` may."""
 
     def spec(value):
         return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else value
 
     args, kwargs = tree.map_structure(spec, (args, kwargs))
     made = tf.function(operation).get_concrete_function(*args, **kwargs).structured_outputs
-    return [keras.KerasTensor(tuple(t.shape), dtype=t.dtype) for t in tree.flatten(made)]
+    return [tuple(t.shape) for t in tree.flatten(made)]
 
 
 def _ordered_nodes(inputs, outputs):

@@ -131,18 +131,20 @@ def _most_even(cuts, exits, total):
     ends = [0, *(cut.before for cut in cuts), total]
     kept = [0, *(cut.kept for cut in cuts), 0]
     last = len(ends) - 1
-    best = {0: (0, 0, ())}  # index of an end -> (unevenness, numbers to keep, path) of the exits so far
+    best = {0: (0, 0, ())}  # index of an end -> unevenness, numbers to keep and path of the exits so far
     for segment in range(exits + 1):
         reach = [last] if segment == exits else range(1, last)
-        best = {
-            j: min(
-                (uneven + (ends[j] - ends[i]) ** 2, size + kept[j], (*path, j))
-                for i, (uneven, size, path) in best.items()
+        longer = {}
+        for j in reach:
+            steps = (
+                (uneven + (ends[j] - ends[i]) ** 2, size + kept[j], i)
+                for i, (uneven, size, _) in best.items()
                 if i < j
             )
-            for j in reach
-            if any(i < j for i in best)
-        }
+            uneven, size, i = min(steps, default=(0, 0, None))
+            if i is not None:
+                longer[j] = (uneven, size, (*best[i][-1], j))
+        best = longer
     return [cuts[j - 1] for j in best[last][-1][:-1]]
 
 
