@@ -23,7 +23,7 @@ _EXPORTS = {
     "calibrate": "calibration",
     "tradeoff": "tradeoffs",
 }
-_MODULES = ("applications", "data", "objectives", "optimizers", "policies")
+_MODULES = ("applications", "callbacks", "data", "objectives", "optimizers", "policies")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

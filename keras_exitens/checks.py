@@ -7,7 +7,7 @@ import numbers
 import sys
 import warnings
 
-__all__ = ["error", "nearest", "optional_import", "one_of", "number", "warn"]
+__all__ = ["error", "nearest", "optional_import", "one_of", "number", "warn", "whole"]
 
 
 def error(what, *, expected, received, fix, kind=ValueError):
@@ -58,6 +58,18 @@ def number(argument, value, *, low=None, high=None, above=None, below=None):
             fix=f"pass a value {wording}" if wording else "pass a finite number",
         )
     return value
+
+
+def whole(argument, value, *, low, high=None):
+    """Returns `value` as an int when it is a whole number within the bounds, else raises `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise error(
+            f"`{argument}` is not a whole number.",
+            expected=f"an int of at least {low}",
+            received=f"{argument}={value!r}",
+            fix=f"pass, for instance, {argument}={max(low, 1)}",
+        )
+    return int(number(argument, value, low=low, high=high))
 
 
 def warn(message):

@@ -102,17 +102,19 @@ class Splits:
         Raises:
             ValueError: if `step` is not an integer of at least 0.
         """
-        return self._stream(_whole("step", step, low=0))
+        return self._stream(checks.whole("step", step, low=0))
 
-    def fit_arguments(self, epochs):
+    def fit_arguments(self, epochs, start=0):
         """The arguments with which `fit` trains for `epochs` epochs and validates after each.
 
         Args:
-            epochs: int, at least 1.
+            epochs: int, at least 1; all of them, those that are done already too.
+            start: int, the number of training steps that are done already, such as
+                `callbacks.StepBackup.restore` gives. Defaults to 0.
 
         Returns:
-            A dict: `x`, `epochs`, `steps_per_epoch`, `validation_data`; and `shuffle=False`, without which
-            Keras warns that it cannot shuffle a dataset (this one is shuffled already).
+            A dict: `x`, `epochs`, `initial_epoch`, `steps_per_epoch`, `validation_data`; and `shuffle=False`,
+            without which Keras warns that it cannot shuffle a dataset (this one is shuffled already).
 
         Example:
 
@@ -121,8 +123,9 @@ class Splits:
         ```
         """
         return {
-            "x": self.train,
-            "epochs": _whole("epochs", epochs, low=1),
+            "x": self.train_from(start),
+            "epochs": checks.whole("epochs", epochs, low=1),
+            "initial_epoch": start // self.steps_per_epoch,
             "steps_per_epoch": self.steps_per_epoch,
             "validation_data": self.validation,
             "shuffle": False,
@@ -210,14 +213,14 @@ def load(
             received=f"name={name!r}",
             fix="pass, for instance, name='cifar100'",
         )
-    _whole("batch_size", batch_size, low=1)
+    checks.whole("batch_size", batch_size, low=1)
     checks.one_of("augment", augment, ("auto", "crop_flip", "crop", None))
     parts.check_fractions(validation, calibration)
     if train_limit is not None:
-        _whole("train_limit", train_limit, low=1)
+        checks.whole("train_limit", train_limit, low=1)
     image_size = _pair(image_size)
-    _whole("seed", seed, low=0, high=2**32 - 1)
-    _whole("split_seed", split_seed, low=0, high=2**32 - 1)
+    checks.whole("seed", seed, low=0, high=2**32 - 1)
+    checks.whole("split_seed", split_seed, low=0, high=2**32 - 1)
 
     found = sources.read(name, data_dir, image_size)
     rows = parts.cut(len(found.train_images), validation=validation, calibration=calibration, seed=split_seed)
@@ -281,18 +284,6 @@ def _parallel(data, function):
     return data.prefetch(tf.data.AUTOTUNE)
 
 
-def _whole(argument, value, *, low, high=None):
-    """Returns `value` as an int when it is a whole number within the bounds, else raises `ValueError`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise checks.error(
-            f"`{argument}` is not a whole number.",
-            expected=f"an int of at least {low}",
-            received=f"{argument}={value!r}",
-            fix=f"pass, for instance, {argument}={max(low, 1)}",
-        )
-    return int(checks.number(argument, value, low=low, high=high))
-
-
 def _pair(image_size):
     if image_size is None:
         return None
@@ -304,4 +295,4 @@ def _pair(image_size):
             received=f"image_size={image_size!r}",
             fix="pass, for instance, image_size=32",
         )
-    return tuple(_whole("image_size", pixels, low=1) for pixels in pair)
+    return tuple(checks.whole("image_size", pixels, low=1) for pixels in pair)

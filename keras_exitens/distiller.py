@@ -4,12 +4,13 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_exitens import checks
+from keras_exitens import checks, replicas
 from keras_exitens.attach import exit_features, exit_names
 from keras_exitens.classifier import check_logits
 from keras_exitens.ensemble import at_least_float32, mean
 from keras_exitens.exit_metrics import per_exit
-from keras_exitens.guards import NonFiniteLoss, label_errors_explained
+from keras_exitens.graph import inner_layers
+from keras_exitens.guards import NonFiniteLoss, explained
 from keras_exitens.losses import check_labels, per_sample, standard_labels
 from keras_exitens.objectives import EED, TERMS, Objective
 
@@ -34,6 +35,10 @@ class ExitEnsembleDistiller(keras.Model):
     of the terms included) and each metric at each exit and at the ensemble: `exit_1_accuracy`, ...,
     `final_accuracy`, `ensemble_accuracy`; with `val_` before each in validation.
 
+    Made, with its network, under `with strategy.scope():` it trains on all replicas of the strategy, with the
+    updates and logs of one device; the logs of single batches are means over the replicas. A last batch that
+    leaves replicas without rows is trained on too, unless the network has batch normalisation.
+
     Args:
         model: the result of `add_exits`, or a functional model with a dict of logits `(batch, classes)`. Its
             final exit is the one named `"final"`, or else the one that needs most operations.
@@ -42,7 +47,8 @@ class ExitEnsembleDistiller(keras.Model):
 
     Raises:
         ValueError: `model` is not a multi-exit model, or its outputs are not logits; the objective compares
-            features and those of the exits have different widths, or it does not fit the number of exits.
+            features and those of the exits have different widths, or it does not fit the number of exits;
+            the network was made outside of the scope of the distribution strategy.
 
     Example:
 
@@ -63,6 +69,7 @@ class ExitEnsembleDistiller(keras.Model):
         _check_objective(objective, names)
         features = _matching_features(model, objective, names)
         check_logits(model, names)
+        replicas.check_scope("network", model.variables, tf.distribute.get_strategy())
         # Keras wraps the optimizer for loss scaling by the policy of the model that is compiled: this one.
         # Images go on to `model` as they are: it casts them where it wants to.
         super().__init__(name=name, dtype=_policy(model), autocast=False, **kwargs)
@@ -139,7 +146,8 @@ class ExitEnsembleDistiller(keras.Model):
 
         Raises:
             ValueError: the loss wants probabilities or is not per sample; `metrics` is a dict;
-                `loss_weights` is given (weights belong to the objective).
+                `loss_weights` is given (weights belong to the objective); the optimizer was made outside of
+                the strategy's scope; several steps in one execution on several replicas.
         """
         if loss_weights is not None:
             raise checks.error(
@@ -148,17 +156,19 @@ class ExitEnsembleDistiller(keras.Model):
                 received=f"loss_weights={loss_weights!r}",
                 fix="for instance ExitEnsembleDistiller(model, objectives.CrossEntropy(weights=[...]))",
             )
+        self._check_strategy(optimizer, kwargs.get("steps_per_execution", 1))
         sample_loss = per_sample(loss, self.classes)
         names = [*self._names, ENSEMBLE]
-        super().compile(
-            optimizer=optimizer,
-            loss=None,
-            metrics=per_exit(metrics, names, "metrics"),
-            weighted_metrics=per_exit(weighted_metrics, names, "weighted_metrics"),
-            **kwargs,
-        )
+        with self.distribute_strategy.scope():
+            measured = per_exit(metrics, names, "metrics")
+            weighted = per_exit(weighted_metrics, names, "weighted_metrics")
+            super().compile(
+                optimizer=optimizer, loss=None, metrics=measured, weighted_metrics=weighted, **kwargs
+            )
+            self._term_trackers = _Trackers({term: keras.metrics.Mean(name=f"{term}_loss") for term in TERMS})
+        if all(metric.variables for metric in [*(measured or []), *(weighted or [])]):
+            self._list_metrics(len(names))
         self._sample_loss = sample_loss
-        self._term_trackers = _Trackers({term: keras.metrics.Mean(name=f"{term}_loss") for term in TERMS})
         self._compile_arguments = _Untracked(
             {
                 "optimizer": self.optimizer,
@@ -169,12 +179,31 @@ class ExitEnsembleDistiller(keras.Model):
             }
         )
 
+    def _list_metrics(self, names):
+        """Has Keras list the metrics now, not in the first batch: `StepBackup` restores them before it."""
+        for metric in super().metrics:
+            if not getattr(metric, "built", True):
+                ids = keras.KerasTensor((None,), "int32")
+                metric.build(ids, keras.KerasTensor((None, names, self.classes)))
+
+    def _check_strategy(self, optimizer, steps_per_execution):
+        strategy = self.distribute_strategy
+        if isinstance(optimizer, keras.optimizers.Optimizer):
+            replicas.check_scope("optimizer", optimizer.variables, strategy)
+        if strategy.num_replicas_in_sync > 1 and steps_per_execution != 1:
+            raise checks.error(
+                "Several steps in one execution do not work on several replicas: Keras's own loop fails.",
+                expected="steps_per_execution=1",
+                received=f"{steps_per_execution=} on {strategy.num_replicas_in_sync} replicas",
+                fix="leave `steps_per_execution` out",
+            )
+
     def train_step(self, data):
         """One update of the weights from one batch `(x, y[, sample_weight])`."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = standard_labels(y, self.classes)
         with tf.GradientTape() as tape:
-            outputs, features = self(x, training=True, with_features=True)
+            outputs, features = self._run(x, training=True)
             loss, new_state = self._loss(outputs, features, y, sample_weight)
             loss = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
@@ -185,48 +214,75 @@ class ExitEnsembleDistiller(keras.Model):
         for key, value in new_state.items():
             self._state[key].assign(value)
         self._state["step"].assign_add(1)
-        return self.compute_metrics(x, y, outputs, sample_weight)
+        return self._logs(x, y, outputs, sample_weight)
 
     def test_step(self, data):
         """Loss and metrics of one batch; changes no weight, statistic or state."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = standard_labels(y, self.classes)
-        outputs, features = self(x, training=False, with_features=True)
+        outputs, features = self._run(x, training=False)
         self._loss(outputs, features, y, sample_weight)
-        return self.compute_metrics(x, y, outputs, sample_weight)
+        return self._logs(x, y, outputs, sample_weight)
+
+    def predict_step(self, data):
+        """Logits of all exits and of the ensemble of one batch `(x[, y, sample_weight])`."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._run(x, training=False)[0]
+
+    def predict_on_batch(self, x):
+        """Logits of one batch; see `keras.Model.predict_on_batch`."""
+        rows = len(keras.tree.flatten(x)[0])
+        # Every replica gets the whole batch, and Keras gives the outputs of all of them.
+        return keras.tree.map_structure(lambda logits: logits[:rows], super().predict_on_batch(x))
+
+    def _run(self, x, training):
+        """Outputs and features of this replica's rows, of which there may be none."""
+        x, own_rows = replicas.at_least_one_row(x, refuse=training and self._uses_batch_statistics())
+        return own_rows(self(x, training=training, with_features=True))
+
+    def _uses_batch_statistics(self):
+        layers = inner_layers(self.model)
+        return any(isinstance(layer, keras.layers.BatchNormalization) and layer.trainable for layer in layers)
 
     def _loss(self, outputs, features, y, sample_weight):
         """The loss of this replica's part of the batch, such that the sum over replicas is the loss.
 
         Also counts it in the trackers. Returns the loss and the state after the batch.
         """
-        replicas, all_sum = _replicas()
-        rows = all_sum(ops.cast(ops.shape(y)[0], "float32"))
+        # Before the first sum over replicas: while this one waits there, another one runs the same layers.
+        losses = self.losses
+        own_rows = ops.cast(ops.shape(y)[0], "float32")
+        rows = replicas.all_sum(own_rows)
         terms, new_state = self.objective(
             [outputs[name] for name in self._names],
             features or None,
             y,
             {key: ops.convert_to_tensor(variable) for key, variable in self._state.items()},
             loss=self._sample_loss,
-            batch_mean=lambda values: all_sum(ops.sum(values)) / ops.cast(rows, values.dtype),
+            batch_mean=lambda values: replicas.all_sum(ops.sum(values)) / ops.cast(rows, values.dtype),
         )
         if sample_weight is not None:
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
             terms = {key: value * ops.cast(sample_weight, value.dtype) for key, value in terms.items()}
         total = sum(terms.values())
-        added = sum(
-            (ops.cast(ops.sum(loss), total.dtype) for loss in self.losses), ops.zeros((), total.dtype)
-        )
+        added = sum((ops.cast(ops.sum(loss), total.dtype) for loss in losses), ops.zeros((), total.dtype))
         self._loss_tracker.update_state(total + added)
         for name, tracker in self._term_trackers.items():
             tracker.update_state(terms.get(name, ops.zeros_like(total)))
-        return ops.sum(total) / ops.cast(rows, total.dtype) + added / replicas, new_state
+        # Every replica adds the losses of its layers: those of weights are the same on all of them, those of
+        # activities are means over its own rows.
+        share = ops.cast(own_rows / rows, total.dtype)
+        return ops.sum(total) / ops.cast(rows, total.dtype) + added * share, new_state
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Updates the metrics of all exits from the dict of logits; see `keras.Model.compute_metrics`."""
-        logits = [y_pred[name] for name in (*self._names, ENSEMBLE)]
+        return self._logs(x, standard_labels(y, self.classes), y_pred, sample_weight)
+
+    def _logs(self, x, y, outputs, sample_weight):
+        logits = [outputs[name] for name in (*self._names, ENSEMBLE)]
         stacked = ops.stack(at_least_float32(logits), axis=1)
-        return super().compute_metrics(x, standard_labels(y, self.classes), stacked, sample_weight)
+        logs = super().compute_metrics(x, y, stacked, sample_weight)
+        return replicas.reducible(logs, self.distribute_strategy)
 
     @property
     def metrics(self):
@@ -246,32 +302,36 @@ class ExitEnsembleDistiller(keras.Model):
             ValueError: labels out of range or of the wrong shape.
             FloatingPointError: the loss became NaN or infinite.
         """
-        check_labels(y, self.classes)
         validation = kwargs.get("validation_data")
         if isinstance(validation, list | tuple):
             _, labels, _ = keras.utils.unpack_x_y_sample_weight(tuple(validation))
             check_labels(labels, self.classes, required=True)
         callbacks = NonFiniteLoss.first_of(callbacks)
-        with label_errors_explained(self.classes):
+        with explained(y, self.classes):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes."""
-        check_labels(y, self.classes)
-        with label_errors_explained(self.classes):
+        with explained(y, self.classes):
             return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x, y=None, *args, **kwargs):
         """One training step; see `keras.Model.train_on_batch`. Labels that are arrays are checked first."""
-        check_labels(y, self.classes)
-        with label_errors_explained(self.classes):
+        with explained(y, self.classes):
             return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x, y=None, *args, **kwargs):
         """One evaluation step; see `keras.Model.test_on_batch`. Labels that are arrays are checked first."""
-        check_labels(y, self.classes)
-        with label_errors_explained(self.classes):
+        with explained(y, self.classes):
             return super().test_on_batch(x, y, *args, **kwargs)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        # Keras builds the metrics from the mean of the first batch over the replicas. That fails where they
+        # have different numbers of rows, or where each worker has one replica (keras-team/keras#20585).
+        if iterator is not None and self.distribute_strategy.num_replicas_in_sync > 1:
+            _, _, batches = next(iter(iterator))
+            data_batch, iterator = replicas.first_local(self.distribute_strategy, next(batches)), None
+        super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
     def get_config(self):
         return {
@@ -310,16 +370,6 @@ class _Trackers(_Untracked):
 
     def items(self):
         return self.value.items()
-
-
-def _replicas():
-    """The number of replicas, and the function that sums a scalar over them."""
-    strategy = tf.distribute.get_strategy()
-    count = strategy.num_replicas_in_sync
-    if count == 1:
-        return 1, lambda value: value
-    context = tf.distribute.get_replica_context()
-    return count, lambda value: context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _policy(model):

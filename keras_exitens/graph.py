@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-__all__ = ["Graph", "Step", "flatten", "is_functional", "is_map", "spatial_size"]
+__all__ = ["Graph", "Step", "flatten", "inner_layers", "is_functional", "is_map", "spatial_size"]
 
 NOMINAL_SIZE = 224  # pixels assumed where a model takes images of any size
 
@@ -265,6 +265,11 @@ def _call_flat(model, arguments, call_kwargs, named, taken, prefix):
 def _cast_to(reference, tensor):
     """A functional model casts what enters it to the dtype of its inputs; so does its flat form."""
     return tensor if tensor.dtype == reference.dtype else keras.ops.cast(tensor, reference.dtype)
+
+
+def inner_layers(model):
+    """All layers in a model at any depth, those inside of wrappers and of nested models too."""
+    return list(model._flatten_layers(include_self=False))
 
 
 def is_map(tensor):

@@ -7,11 +7,13 @@ import keras
 import tensorflow as tf
 
 from keras_exitens import checks
+from keras_exitens.losses import check_labels
+from keras_exitens.replicas import EMPTY_REPLICA
 
 # What TensorFlow's kernels say of a label that is no class: the loss from ids, and the one-hot look-up.
 _RANGE = ("outside the valid range", "is not in [0,")
 
-__all__ = ["NonFiniteLoss", "label_errors_explained"]
+__all__ = ["NonFiniteLoss", "explained"]
 
 
 class NonFiniteLoss(keras.callbacks.Callback):
@@ -31,18 +33,28 @@ class NonFiniteLoss(keras.callbacks.Callback):
 
     @classmethod
     def first_of(cls, callbacks):
-        """`callbacks` (None, one, a list or a `CallbackList`) with such a guard, which acts first."""
-        given = getattr(callbacks, "callbacks", callbacks) or []
-        given = given if isinstance(given, list | tuple) else [given]
-        # Checkpoints within an epoch are seldom asked for: a look at the loss before each of them.
-        saved_within_epochs = any(isinstance(getattr(c, "save_freq", None), int) for c in given)
-        guard = cls(every=1 if saved_within_epochs else 50)
-        if isinstance(callbacks, keras.callbacks.CallbackList):
-            if not any(isinstance(callback, cls) for callback in callbacks.callbacks):
-                guard.set_model(callbacks.model)
-                callbacks.callbacks.insert(0, guard)
-            return callbacks
-        return [guard, *given]
+        """`callbacks` (None, one, a list or a `CallbackList`) with such a guard, which acts first.
+
+        A callback with a method `among` decides about the order of the others; see `StepBackup`.
+        """
+        listed = isinstance(callbacks, keras.callbacks.CallbackList)
+        given = callbacks.callbacks if listed else callbacks or []
+        given = list(given) if isinstance(given, list | tuple) else [given]
+        if not any(isinstance(callback, cls) for callback in given):
+            # Checkpoints within an epoch are seldom asked for: a look at the loss before each of them.
+            saved_within_epochs = any(isinstance(getattr(c, "save_freq", None), int) for c in given)
+            given.insert(0, cls(every=1 if saved_within_epochs else 50))
+        for callback in list(given):
+            if hasattr(callback, "among"):
+                given = callback.among(given)
+        if not listed:
+            return given
+        for callback in given:
+            if callback not in callbacks.callbacks:
+                callback.set_model(callbacks.model)
+                callback.set_params(callbacks.params)
+        callbacks.callbacks = given
+        return callbacks
 
     def on_epoch_begin(self, epoch, logs=None):
         self._epoch = epoch
@@ -83,12 +95,26 @@ class NonFiniteLoss(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def label_errors_explained(classes):
-    """Turns TensorFlow's error on labels out of range, raised inside a step, into the library's form."""
+def explained(labels, classes):
+    """Around a run of steps: checks labels that are arrays, and explains TensorFlow's errors.
+
+    Raises:
+        ValueError: labels out of range or of the wrong shape; a replica without rows of a network with batch
+            normalisation.
+    """
+    check_labels(labels, classes)
     try:
         yield
     except tf.errors.InvalidArgumentError as cause:
-        found = next((line for line in str(cause).splitlines() if any(w in line for w in _RANGE)), None)
+        lines = str(cause).splitlines()
+        if any(EMPTY_REPLICA in line for line in lines):
+            raise checks.error(
+                EMPTY_REPLICA,
+                expected="at least one row a replica: batch normalisation has no mean and variance of none",
+                received="a batch with fewer rows than replicas, as the last one of an epoch may be",
+                fix="drop it: dataset.batch(size, drop_remainder=True); or let batch_size divide the rows",
+            ) from cause
+        found = next((line for line in lines if any(w in line for w in _RANGE)), None)
         if found is None:
             raise
         raise checks.error(

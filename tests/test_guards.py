@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_exitens as kx
-from keras_exitens.guards import NonFiniteLoss, label_errors_explained
+from keras_exitens.guards import NonFiniteLoss, explained
 
 CLASSES, ROWS = 3, 12
 
@@ -228,10 +228,10 @@ def test_validation_alone_does_not_stop_training():
 def test_only_errors_of_labels_are_put_in_other_words():
     with (
         pytest.raises(ValueError, match=r"(?s)0 … 2.*label value of 5.*valid range"),
-        label_errors_explained(3),
+        explained(None, 3),
     ):
         tf.nn.sparse_softmax_cross_entropy_with_logits([0, 5], np.zeros((2, 3), "float32"))
-    with pytest.raises(tf.errors.InvalidArgumentError), label_errors_explained(3):
+    with pytest.raises(tf.errors.InvalidArgumentError), explained(None, 3):
         tf.reshape(tf.zeros(3), (2,))
-    with pytest.raises(KeyError), label_errors_explained(3):
+    with pytest.raises(KeyError), explained(None, 3):
         raise KeyError("other")

@@ -1,0 +1,5 @@
+"""Keras callbacks of the library."""
+
+from keras_exitens.step_backup import StepBackup
+
+__all__ = ["StepBackup"]
