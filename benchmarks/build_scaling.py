@@ -142,11 +142,11 @@ def draw(report, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = sorted(report["medians"].items(), key=lambda item: item[1]["layers"])
-    layers = [row["layers"] for _, row in found]
+    found = sorted(report["medians"].values(), key=lambda row: row["layers"])
+    layers = [row["layers"] for row in found]
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
     for step in STEPS:
-        rows = [row[step] for _, row in found]
+        rows = [row[step] for row in found]
         middle = [row["seconds"] for row in rows]
         spread = [
             [row["seconds"] - row["least"] for row in rows],
@@ -157,16 +157,8 @@ def draw(report, path):
         right.plot(
             layers, [row["peak_mib"] for row in rows], marker="o", markersize=4, linewidth=1, label=step
         )
-    bound = [2 + 0.25 * row["backbone"]["seconds"] for _, row in found]
+    bound = [2 + 0.25 * row["backbone"]["seconds"] for row in found]
     left.plot(layers, bound, "k--", linewidth=1, label="2 s + 25 % of the backbone")
-    for name, row in (found[0], found[-1]):
-        left.annotate(
-            name,
-            (row["layers"], row["backbone"]["seconds"]),
-            xytext=(0, 8),
-            ha="center",
-            textcoords="offset points",
-        )
     left.set(xlabel="layers of the backbone", ylabel="seconds of CPU", title="time of each step", ylim=0)
     right.set(xlabel="layers of the backbone", ylabel="MiB", title="peak memory that each step adds", ylim=0)
     left.legend()
