@@ -227,7 +227,7 @@ def _check_free_names(names, count):
 
 
 def _data_format(graph):
-    formats = (getattr(step.operation, "data_format", None) for step in graph.steps)
+    formats = (getattr(step.unwrapped, "data_format", None) for step in graph.steps)
     return next((f for f in formats if f is not None), keras.config.image_data_format())
 
 

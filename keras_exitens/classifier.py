@@ -62,7 +62,7 @@ def find_classifier(graph, output):
     """
     activated, pooled, operation = [], None, None
     for step, name in _tail(graph, output):
-        operation = step.operation
+        operation = step.unwrapped
         if isinstance(operation, ExitLogits):
             return Classifier(operation.classifier, step.inputs[0], operation.activation)
         if name != _LINEAR:
@@ -115,7 +115,7 @@ def _tail(graph, output):
     """
     tensor = output
     while (step := graph.producer(tensor)) is not None:
-        operation, kind = step.operation, type(step.operation).__name__
+        operation, kind = step.unwrapped, type(step.unwrapped).__name__
         if is_functional(operation):
             inner = Graph.of(operation)
             yield step, output_activation(inner, inner.outputs[0])
@@ -217,8 +217,8 @@ def last_map(graph, classifier, data_format):
         before, after = step.inputs[0], step.outputs[0]
         if is_map(before) and (
             not is_map(after)
-            or isinstance(step.operation, _POOLS)
-            or _collapses(shapes[id(before)], shapes[id(after)], step.operation, data_format)
+            or isinstance(step.unwrapped, _POOLS)
+            or _collapses(shapes[id(before)], shapes[id(after)], step.unwrapped, data_format)
         ):
             break
     else:

@@ -6,6 +6,7 @@ import keras
 from keras import layers
 
 from keras_exitens import checks
+from keras_exitens.wrapping import unwrapped
 
 __all__ = ["HEADS", "ExitLogits", "apply_head", "data_format_of"]
 
@@ -82,8 +83,8 @@ def _policy_of(tensor):
     """The dtype policy of the layer that a tensor comes from; operations such as `x + y` have none."""
     while True:
         operation, node_index, _ = tensor._keras_history
-        if isinstance(operation, layers.Layer):
-            return operation.dtype_policy
+        if isinstance(unwrapped(operation), layers.Layer):
+            return unwrapped(operation).dtype_policy
         tensor = operation._inbound_nodes[node_index].input_tensors[0]
 
 

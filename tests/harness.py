@@ -29,6 +29,9 @@ def randomise(model, seed=0):
         if len(v.shape) == 1 and "float" in v.dtype:
             positive = v.name in ("gamma", "moving_variance", "variance", "scale")
             v.assign(rng.uniform(0.5, 1.5, v.shape) if positive else rng.normal(0, 0.2, v.shape))
+    for layer in all_layers(model):
+        if isinstance(layer, layers.Normalization):
+            layer.finalize_state()  # it computes with copies of its weights, which loading makes anew
     return model
 
 

@@ -16,6 +16,7 @@ ORDER = [
     "registration",  # names modules, but imports them when Keras is there
     "checks",
     "scores",
+    "wrapping",
     "graph",
     "layers",
     "classifier",
