@@ -107,13 +107,13 @@ def image_grid(images, captions, columns=12):
         A matplotlib `Figure`.
     """
     rows = -(-len(images) // columns)
-    figure = _figure(0.95 * columns, 1.15 * rows)
+    figure = _figure(0.95 * columns, 1.25 * rows)
     for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
         axis = figure.add_subplot(rows, columns, i + 1)
         image = np.asarray(image, "float32")
         low, high = image.min(), image.max()
         image = (image - low) / (high - low if high > low else 1)
         axis.imshow(image.squeeze(), cmap="gray", interpolation="nearest")
-        axis.set_title(caption, y=-0.3, fontsize=7)
+        axis.set_title(caption, y=-0.22, fontsize=7)
         axis.set_axis_off()
     return figure

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 
-import keras_exitens  # noqa: F401  so that Keras can load what the examples saved
+import keras_exitens  # also so that Keras can load what the examples saved
 
 EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
 TINY = [
@@ -59,6 +59,7 @@ def test_quickstart_prints_the_table_and_draws_the_picture(tmp_path):
         accuracy = [float(cell) for cell in cells[:4] if cell != "-"]
         assert len(accuracy) == filled and all(0 <= a <= 100 for a in accuracy)
     assert any("points" in line for line in lines)
+    assert any("of the multiply-adds at" in line for line in lines)
     picture = tmp_path / "runs/quickstart/curves.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture.relative_to(tmp_path)) in done.stdout
     assert len(list((tmp_path / "runs/quickstart/tensorboard").rglob("events.*"))) >= 3
@@ -106,3 +107,20 @@ def test_train_refuses_what_it_cannot_do(tmp_path):
         assert done.returncode != 0 and message in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "nothing").exists()
+
+
+def test_calibrate_keeps_its_cost_on_the_test_images_and_writes_its_pages(tmp_path):
+    settings = ["--epochs", 2, "--width", 0.0625, "--exits", 2, "--certified-drop", 0.2, "--folder", "out"]
+    done = run("calibrate.py", *settings, cwd=tmp_path)
+    assert "at most 50% of the cost" in done.stdout
+    report = json.loads((tmp_path / "out/policies.json").read_text())
+    assert len(report) == 3
+    for number, (name, result) in enumerate(report.items(), 1):
+        policy = keras.saving.deserialize_keras_object(result["policy"])
+        assert policy.calibration == result["calibration"]
+        assert result["test"]["multiply_adds"] <= 1.1 and 0 <= result["test"]["accuracy"] <= 1
+        row = next(line for line in done.stdout.splitlines() if line.startswith(name))
+        assert f"{result['test']['accuracy']:.2%}" in row
+        assert "Images that leave last" in (tmp_path / f"out/budget_{number}.html").read_text()
+        assert (tmp_path / f"out/budget_{number}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(keras_exitens.ExitRecords.load(tmp_path / "out/calibration.npz")) == 431
