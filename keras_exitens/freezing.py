@@ -1,9 +1,12 @@
 """Stages as graphs whose variables have become constants, so that TensorFlow can fuse more of them."""
 
+import re
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
+from keras_exitens import checks
 from keras_exitens.folding import fold
 from keras_exitens.stages import LOGITS, split
 
@@ -30,7 +33,9 @@ class FrozenStage:
         def run(values):
             return model(values, training=False)
 
-        frozen = convert_variables_to_constants_v2(run.get_concrete_function())
+        concrete = run.get_concrete_function()
+        _check_constant(concrete.graph)
+        frozen = convert_variables_to_constants_v2(concrete)
         self._graph = frozen.graph.as_graph_def()
         # TensorFlow flattens dicts in the order of the sorted names.
         self._given = dict(zip(sorted(signature), (t.name for t in frozen.inputs), strict=True))
@@ -45,6 +50,18 @@ class FrozenStage:
         given = {key: values[name] for name, key in self._given.items()}
         made = tf.graph_util.import_graph_def(self._graph, given, list(self._made.values()), name="stage")
         return dict(zip(self._made, made, strict=True))
+
+
+def _check_constant(graph):
+    """Raises where an operation writes to a variable: there will be none any more."""
+    writers = [op.name for op in graph.get_operations() if re.fullmatch("Assign.*Variable.*", op.type)]
+    if writers:
+        raise checks.error(
+            "The network cannot be optimized: a layer writes to a variable at inference.",
+            expected="layers whose weights stay as they are when called with training=False",
+            received=f"operation {writers[0]!r}",
+            fix="pass optimize=False, or take that layer out",
+        )
 
 
 @tf.function(autograph=False)
