@@ -101,13 +101,8 @@ class Policy:
             `(logits, score, state)`: the logits that come out for a row that leaves here, the score
             `(rows,)`, and a dict of arrays with one entry a row, to be passed on.
         """
-        state = state or {}
-        carried = {}
-        if self.ensemble:
-            count = sum(self.enabled[:index]) + 1
-            logits, carried = scores.running_mean(logits, count, state if "total" in state else None)
-        score, more = self._scored(logits / self.temperatures[index], state)
-        return logits, score, {**carried, **more}
+        count = sum(self.enabled[:index]) + 1 if self.ensemble else None
+        return scores.observe(self._scored, logits, self.temperatures[index], count, state)
 
     def _scored(self, logits, state):
         return self.score(logits), {}

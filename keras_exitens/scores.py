@@ -7,7 +7,16 @@ never enough.
 
 import math
 
-__all__ = ["SCORES", "agreement", "entropy", "goes_on", "margin", "max_probability", "running_mean"]
+__all__ = [
+    "SCORES",
+    "agreement",
+    "entropy",
+    "goes_on",
+    "margin",
+    "max_probability",
+    "observe",
+    "running_mean",
+]
 
 
 def max_probability(xp, logits):
@@ -90,6 +99,28 @@ def running_mean(logits, count, state=None):
     """
     total = logits if state is None else state["total"] + logits
     return total / count, {"total": total}
+
+
+def observe(scored, logits, temperature, count=None, state=None):
+    """Scores the rows that have come to one exit.
+
+    Args:
+        scored: function of logits `(rows, classes)` and a state that gives scores `(rows,)` and a state.
+        logits: `(rows, classes)`, those of this exit alone.
+        temperature: what the logits are divided by before they are scored.
+        count: int, how many exits the mean is taken over, this one included, where the mean of the logits
+            is scored; `None` where the exit is scored alone.
+        state: what the call for the exit before gave, for the same rows; `None` at the first.
+
+    Returns:
+        `(logits, score, state)`: the logits that come out for a row that leaves here, the score `(rows,)`,
+        and a dict of arrays with one entry a row, to be passed on.
+    """
+    state, carried = state or {}, {}
+    if count is not None:
+        logits, carried = running_mean(logits, count, state if "total" in state else None)
+    score, more = scored(logits / temperature, state)
+    return logits, score, {**carried, **more}
 
 
 def goes_on(xp, score, threshold):
