@@ -23,7 +23,7 @@ _EXPORTS = {
     "calibrate": "calibration",
     "tradeoff": "tradeoffs",
 }
-_MODULES = ("applications", "callbacks", "data", "objectives", "optimizers", "policies")
+_MODULES = ("applications", "callbacks", "data", "objectives", "optimizers", "policies", "runtime")
 
 __all__ = [*_EXPORTS, *_MODULES]
 
@@ -31,7 +31,7 @@ register_with_keras()
 
 
 def __getattr__(name):
-    if name in __all__:
+    if name in __all__ and name != "runtime":
         # Before any module that imports it: once Keras is there, all modules with registered classes are
         # imported, and none of them may be half imported then.
         importlib.import_module("keras")

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_exitens import checks, exit_summary
+from keras_exitens import export as exporting
 from keras_exitens.attach import exit_names
 from keras_exitens.classifier import check_logits
 from keras_exitens.freezing import Chain
@@ -161,6 +162,20 @@ class EarlyExit(keras.Model):
             positional = args if data is None else (data, *args)
             return super().summary(*positional, **kwargs)
         return exit_summary.measure(self, data, batch_size)
+
+    def export(self, filepath, format="tf_saved_model", **options):
+        """Writes a folder from which early exit runs without this library.
+
+        Args:
+            filepath: str or path, the folder.
+            format: `"tf_saved_model"`, `"litert"` or `"onnx"`.
+            **options: `labels`, `quantize`, `representative_data`, `verify`: see
+                `keras_exitens.export.export`.
+
+        Returns:
+            What stands in the manifest of the export, a dict.
+        """
+        return exporting.export(self, filepath, format, **options)
 
     def train_step(self, data):
         raise _inference_only("fit", "train the model with keras_exitens.ExitEnsembleDistiller(early.model)")

@@ -23,6 +23,10 @@ class FrozenStage:
     Args:
         model: functional `keras.Model` from a dict of tensors to a dict of tensors, as `Stage.model`.
         carried: as in `Stage`.
+
+    Attributes:
+        graph: `GraphDef` without variables.
+        given, made: dicts, name of a tensor that goes in, or comes out -> its name in `graph`.
     """
 
     def __init__(self, model, carried):
@@ -36,20 +40,20 @@ class FrozenStage:
         concrete = run.get_concrete_function()
         _check_constant(concrete.graph)
         frozen = convert_variables_to_constants_v2(concrete)
-        self._graph = frozen.graph.as_graph_def()
+        self.graph = frozen.graph.as_graph_def()
         # TensorFlow flattens dicts in the order of the sorted names.
-        self._given = dict(zip(sorted(signature), (t.name for t in frozen.inputs), strict=True))
-        self._made = dict(zip(sorted(model.output), (t.name for t in frozen.outputs), strict=True))
+        self.given = dict(zip(sorted(signature), (t.name for t in frozen.inputs), strict=True))
+        self.made = dict(zip(sorted(model.output), (t.name for t in frozen.outputs), strict=True))
 
     @property
     def inputs(self):
         """Names of the tensors that this stage takes."""
-        return tuple(self._given)
+        return tuple(self.given)
 
     def __call__(self, values):
-        given = {key: values[name] for name, key in self._given.items()}
-        made = tf.graph_util.import_graph_def(self._graph, given, list(self._made.values()), name="stage")
-        return dict(zip(self._made, made, strict=True))
+        given = {key: values[name] for name, key in self.given.items()}
+        made = tf.graph_util.import_graph_def(self.graph, given, list(self.made.values()), name="stage")
+        return dict(zip(self.made, made, strict=True))
 
 
 def _check_constant(graph):

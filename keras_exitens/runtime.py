@@ -58,7 +58,7 @@ def read_manifest(folder):
         raise checks.error(
             f"The export in {str(folder)!r} is newer than this runtime.",
             expected=f"a manifest of schema {SCHEMA} or older",
-            received=f"schema {schema}, written by version {manifest.get('versions', {}).get('keras_exitens')}",
+            received=f"schema {schema}",
             fix=f"use the runtime.py in that folder, or a newer keras_exitens; this file is {__file__}",
         )
     return manifest
@@ -211,7 +211,7 @@ class Runtime:
                 expected=f"an array (rows, {wanted}) of {self._dtype}",
                 received=f"shape {images.shape}, {images.dtype}",
                 fix="add a first axis to a single image: images[None]"
-                if images.shape == self._shape[1:]
+                if images.ndim == len(self._shape) - 1
                 else "resize, convert or reorder the images as for training",
             )
         return np.ascontiguousarray(images, self._dtype)

@@ -17,6 +17,7 @@ ORDER = [
     "checks",
     "scores",
     "wrapping",
+    "runtime",
     "graph",
     "layers",
     "classifier",
@@ -63,6 +64,10 @@ ORDER = [
     "applications",
     "folding",
     "freezing",
+    "conversion",
+    "precision",
+    "agreement",
+    "export",
     "exit_summary",
     "early_exit",
 ]
@@ -79,7 +84,9 @@ def layer_of(path):
 def imported(path):
     """Modules of the library that a file imports, anywhere in it."""
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("keras_exitens"):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            yield from [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("keras_exitens"):
             parts = node.module.split(".")[1:]
             yield from parts[:1] or [alias.name for alias in node.names]
         elif isinstance(node, ast.Import):
@@ -127,3 +134,12 @@ def test_light_modules_load_neither_keras_nor_tensorflow(module):
     code = f"import sys, {module}; print([m for m in ('keras', 'tensorflow', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_runtime_loads_neither_keras_nor_tensorflow():
+    code = (
+        "import sys, keras_exitens; keras_exitens.runtime.load;"
+        "print({'keras', 'tensorflow'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
