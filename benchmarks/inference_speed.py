@@ -1,0 +1,342 @@
+"""Time of early exit beside the ideal, and beside other ways to run the same network.
+
+ResNet50 at 224 × 224 with three early exits at their `placement="compute"` cuts, random weights. Who leaves
+where is set by thresholds between the scores of the images, so that the shares are those asked for. All that
+is compared runs in one process, in turns; figures are medians over the rounds, with the least and the
+greatest, and the first round does not count.
+
+- `routing`: the ideal time is the sum over the stages of a stage's own time at the number of rows that reach
+  it. Beside it: its time at the full batch times the share of rows, and the multiply-adds alone.
+- `single`: batch 1, every exit disabled beside the plain network, and leaving at exit 1 beside stage 1.
+- `optimize`: constants and folded normalisation beside the plain Keras graph, nobody leaving; bfloat16 too.
+- `earlyon`: the same network, weights, exits and shares in earlyon (PyTorch); `--torch` names a Python that
+  has it. Split into the kernels (full network beside full network) and the routing.
+- `memory`: peak memory of `predict` for few and for many images, each in a process of its own.
+
+    python benchmarks/inference_speed.py
+    python benchmarks/inference_speed.py --parts routing --batches 16 --rounds 9
+    python benchmarks/inference_speed.py --parts earlyon --torch torch-env/bin/python
+
+Each figure is written to the results at once, and found there the next time; `--again` measures anew.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_exitens as kx
+from keras_exitens.stages import split
+
+RESULTS = pathlib.Path(__file__).parent / "results" / "inference_speed.json"
+SHARES = {"40/30/20/10": (40, 30, 20, 10), "25/25/25/25": (25, 25, 25, 25), "70/15/10/5": (70, 15, 10, 5)}
+SIZE = 224
+
+
+@functools.cache
+def network(precision="float32"):
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.ResNet50(weights=None, input_shape=(SIZE, SIZE, 3))
+    keras.config.set_dtype_policy("float32")
+    return kx.add_exits(backbone, exits=3)
+
+
+def images(rows, seed=0):
+    return tf.constant(np.random.default_rng(seed).normal(size=(rows, SIZE, SIZE, 3)).astype("float32"))
+
+
+def thresholds_for(logits, shares):
+    """Thresholds at which `shares` (percent) of the rows leave at each exit, and how many rows that is."""
+    score = kx.policies.MaxProbability(0.0).score
+    rows = logits.shape[1]
+    last = np.round(np.cumsum(shares) / 100 * rows).astype(int)
+    here, found, counts = np.arange(rows), [], []
+    for i, end in enumerate(last[:-1]):
+        surest = here[np.argsort(-score(logits[i][here]), kind="stable")]
+        count = end - sum(counts)
+        s = score(logits[i][surest])
+        found.append(float((s[count - 1] + s[count]) / 2) if count else float("inf"))
+        here, counts = surest[count:], [*counts, int(count)]
+    return found, [*counts, len(here)]
+
+
+def stacked(model, x):
+    logits = model.predict(x, batch_size=16, verbose=0)
+    return np.stack([logits[name] for name in kx.exit_names(model)])
+
+
+def compiled(function, dtype="float32"):
+    signature = [tf.TensorSpec((None, SIZE, SIZE, 3), dtype)]
+    return tf.function(function, input_signature=signature, autograph=False)
+
+
+def in_turns(functions, rounds):
+    """Seconds of each function, round by round: `{name: [seconds]}`."""
+    times = {name: [] for name in functions}
+    for number in range(rounds + 1):
+        names = list(functions)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            tf.nest.map_structure(lambda t: t.numpy(), functions[name]())
+            if number:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(above, below):
+    """Median, least and greatest of the ratios round by round."""
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
+
+
+def stage_calls(model, x, counts):
+    """One compiled call a stage, at the number of rows that reach it and at all rows: `(reached, all)`."""
+    reached, full = [], []
+    rows = x.shape[0]
+    for calls, sizes in ((reached, [rows - sum(counts[:k]) for k in range(len(counts))]), (full, [rows] * 4)):
+        values = {}
+        for stage, size in zip(split(model), sizes, strict=True):
+            values = values or dict.fromkeys(stage.inputs, x)
+            given = {name: values[name][:size] for name in stage.inputs}
+            run = tf.function(stage, autograph=False)
+            made = run(given)
+            calls.append(lambda run=run, given=given: run(given)["logits"])
+            values = {name: made[name] if name in made else given[name] for name in stage.carried}
+    return reached, full
+
+
+def routing(model, batch, shares, rounds):
+    x = images(batch)
+    thresholds, counts = thresholds_for(stacked(model, x), SHARES[shares])
+    early = kx.EarlyExit(model, kx.policies.MaxProbability(thresholds))
+    routed = compiled(early.route)
+    found = np.bincount(routed(x)["exit"], minlength=4).tolist()
+    reached, full = stage_calls(model, x, counts)
+    calls = {"routed": lambda: routed(x), "network": lambda: whole(x)}
+    whole = compiled(lambda images: model(images, training=False)["final"])
+    calls.update({f"reached {k}": call for k, call in enumerate(reached)})
+    calls.update({f"full {k}": call for k, call in enumerate(full)})
+    times = in_turns(calls, rounds)
+    left = np.array([sum(counts[k:]) / batch for k in range(4)])
+    reached_times, full_times = (
+        np.array([times[f"{kind} {k}"] for k in range(4)]) for kind in ("reached", "full")
+    )
+    costs = kx.cost(model)
+    work = [(s + h) * share for s, h, share in zip(costs.stages, costs.heads, left, strict=True)]
+    return {
+        "counts asked for": counts,
+        "counts": found,
+        "seconds": statistics.median(times["routed"]),
+        "seconds of the network": statistics.median(times["network"]),
+        "ideal / routed": ratio(reached_times.sum(axis=0), times["routed"]),
+        "full batch × share / routed": ratio(left @ full_times, times["routed"]),
+        "multiply-adds × time of the network / routed": ratio(
+            [t * sum(work) / costs.backbone for t in times["network"]], times["routed"]
+        ),
+    }
+
+
+def single(model, rounds):
+    x = images(1)
+    plain = compiled(lambda images: kx.strip_exits(model, activation=None)(images, training=False))
+    never = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False)).route)
+    first = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(float("-inf"))).route)
+    stage_1 = split(model)[0]
+    stage = compiled(lambda images: stage_1(dict.fromkeys(stage_1.inputs, images))["logits"])
+    times = in_turns(
+        {
+            "plain": lambda: plain(x),
+            "never": lambda: never(x),
+            "first": lambda: first(x),
+            "stage": lambda: stage(x),
+        },
+        rounds,
+    )
+    return {
+        "milliseconds": {name: statistics.median(t) * 1e3 for name, t in times.items()},
+        "every exit disabled / plain network": ratio(times["never"], times["plain"]),
+        "leaving at exit 1 / stage 1": ratio(times["first"], times["stage"]),
+    }
+
+
+def optimize(batch, rounds):
+    models = {name: network(name) for name in ("float32", "mixed_bfloat16")}
+    x = images(batch)
+    calls = {}
+    for precision, model in models.items():
+        plain = kx.strip_exits(model, activation=None)
+        policy = kx.policies.MaxProbability(0.5, enabled=False)
+        graph = compiled(lambda images, plain=plain: plain(images, training=False))
+        optimized = compiled(kx.EarlyExit(model, policy, optimize=True).route)
+        calls[f"{precision} plain"] = lambda graph=graph: graph(x)
+        calls[f"{precision} optimized"] = lambda optimized=optimized: optimized(x)
+    times = in_turns(calls, rounds)
+    report = {"milliseconds": {name: statistics.median(t) * 1e3 for name, t in times.items()}}
+    for precision in models:
+        report[f"{precision} plain / optimized"] = ratio(
+            times[f"{precision} plain"], times[f"{precision} optimized"]
+        )
+    report["float32 plain / mixed_bfloat16 optimized"] = ratio(
+        times["float32 plain"], times["mixed_bfloat16 optimized"]
+    )
+    return report
+
+
+def earlyon(model, python, batch, rounds):
+    """In turns with a process that runs the same network in PyTorch, two threads on each side."""
+    with tempfile.TemporaryDirectory() as folder:
+        x = images(batch)
+        thresholds, counts = thresholds_for(stacked(model, x), SHARES["40/30/20/10"])
+        weights = {v.path: v.numpy() for v in model.variables}
+        np.savez(f"{folder}/case.npz", images=x.numpy(), counts=counts, **weights)
+        worker = pathlib.Path(__file__).parent / "earlyon_worker.py"
+        process = subprocess.Popen(
+            [python, str(worker), f"{folder}/case.npz"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+        def ask(what):
+            process.stdin.write(what + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        about = ask("about")
+        policy = kx.policies.MaxProbability(thresholds)
+        calls = {}
+        for name, flag in (("", False), (" optimized", True)):
+            routed = compiled(kx.EarlyExit(model, policy, flag).route)
+            never = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False), flag).route)
+            calls |= {f"routed{name}": lambda f=routed: f(x), f"full{name}": lambda f=never: f(x)}
+        times = {name: [] for name in (*calls, "earlyon routed", "earlyon full")}
+        for number in range(rounds + 1):
+            for name, call in calls.items():
+                start = time.perf_counter()
+                tf.nest.map_structure(lambda t: t.numpy(), call())
+                if number:
+                    times[name].append(time.perf_counter() - start)
+            for name in ("routed", "full"):
+                seconds = ask(name)
+                if number:
+                    times[f"earlyon {name}"].append(seconds)
+        process.stdin.close()
+        process.wait()
+    report = {"earlyon": about, "milliseconds": {n: statistics.median(t) * 1e3 for n, t in times.items()}}
+    for name in ("", " optimized"):
+        throughput = ratio(times["earlyon routed"], times[f"routed{name}"])
+        kernels = ratio(times["earlyon full"], times[f"full{name}"])
+        report[f"throughput{name} / earlyon"] = throughput
+        report[f"of it kernels{name}"] = kernels
+        report[f"of it routing{name}"] = throughput["median"] / kernels["median"]
+    return report
+
+
+def memory(rows):
+    """Peak memory of `predict` over `rows` small images, in a process of its own; mebibytes."""
+    code = f"""
+import resource, numpy as np, tensorflow as tf, keras_exitens as kx
+model = kx.add_exits(kx.applications.ResNet18(input_shape=(32, 32, 3), classes=10, width=0.25))
+early = kx.EarlyExit(model, kx.policies.MaxProbability(0.12))
+data = tf.data.Dataset.range({rows}).map(lambda i: tf.random.stateless_normal((32, 32, 3), [0, i])).batch(100)
+early.predict(data, verbose=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def picture(figures, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    cases = {key: value for key, value in figures.items() if key.startswith("routing")}
+    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
+    kinds = ("ideal / routed", "full batch × share / routed", "multiply-adds × time of the network / routed")
+    for i, (kind, mark) in enumerate(zip(kinds, "osx", strict=True)):
+        at = np.arange(len(cases)) + 0.2 * (i - 1)
+        middle = np.array([case[kind]["median"] for case in cases.values()])
+        low = middle - [case[kind]["least"] for case in cases.values()]
+        high = [case[kind]["greatest"] for case in cases.values()] - middle
+        axes.errorbar(at, middle, [low, high], fmt=mark, color=str(0.3 * i), capsize=3, label=kind)
+    axes.axhline(0.95, linestyle="--", color="0.5", linewidth=1)
+    axes.set_xticks(
+        range(len(cases)), [key.removeprefix("routing ").replace(" shares ", "\n") for key in cases]
+    )
+    axes.set_xlabel("batch, and percent of the images that leave at each exit")
+    axes.set_ylabel("expected time / time of early exit")
+    axes.set_title("ResNet50, 224 × 224, three early exits: how near to the ideal")
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parts = ("routing", "single", "optimize", "earlyon", "memory")
+    parser.add_argument("--parts", nargs="+", choices=parts, default=[p for p in parts if p != "earlyon"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--shares", nargs="+", choices=SHARES, default=["40/30/20/10"])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--torch", help="a Python with torch and earlyon")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--again", action="store_true", help="measure what is in the results already")
+    args = parser.parse_args()
+    tf.config.threading.set_intra_op_parallelism_threads(2)
+    tf.config.threading.set_inter_op_parallelism_threads(2)
+
+    figures = json.loads(args.results.read_text()) if args.results.exists() else {}
+
+    def measure(key, function):
+        if key in figures and not args.again:
+            return
+        print(f"{key} ...", flush=True)
+        report = function()
+        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
+        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
+        figures[key] = {
+            **report,
+            **versions,
+            **machine,
+            "rounds": args.rounds,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+        args.results.parent.mkdir(exist_ok=True)
+        args.results.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
+        print(json.dumps(report, indent=1, ensure_ascii=False), flush=True)
+
+    if "single" in args.parts:
+        measure("single", lambda: single(network(), 5 * args.rounds))
+    for batch in (1, 16) if "optimize" in args.parts else ():
+        rounds = args.rounds * (5 if batch == 1 else 1)
+        measure(f"optimize {batch}", functools.partial(optimize, batch, rounds))
+    for batch, shares in itertools.product(args.batches, args.shares) if "routing" in args.parts else ():
+        case = functools.partial(routing, network(), batch, shares, args.rounds)
+        measure(f"routing {batch} shares {shares}", case)
+    for batch in (1, 16, 64) if "earlyon" in args.parts else ():
+        measure(f"earlyon {batch}", functools.partial(earlyon, network(), args.torch, batch, args.rounds))
+    if "memory" in args.parts:
+        measure("memory", lambda: {f"{rows:,} images, MiB": memory(rows) for rows in (2_000, 20_000)})
+    if any(key.startswith("routing") for key in figures):
+        picture(figures, args.results.with_suffix(".png"))
+        print(f"picture: {args.results.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main()
