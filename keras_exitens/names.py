@@ -42,6 +42,8 @@ def check_multi_exit(model):
             "This is not a multi-exit model.",
             expected="a functional keras.Model whose output is a dict of logits, each (batch, classes)",
             received=f"{type(model).__name__} with output {output!r}",
-            fix="make one with keras_exitens.add_exits(model), or build keras.Model(inputs, "
+            fix="pass its attribute `model`, the network that it trains"
+            if isinstance(getattr(model, "model", None), keras.Model)
+            else "make one with keras_exitens.add_exits(model), or build keras.Model(inputs, "
             "{'exit_1': logits, 'final': logits})",
         )

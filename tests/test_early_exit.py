@@ -417,6 +417,8 @@ def test_what_it_cannot_be_made_of(network):
         kx.EarlyExit(model, policies.MaxProbability([0.5, 0.5]))
     with pytest.raises(ValueError, match="not a multi-exit model"):
         kx.EarlyExit(harness.sequential(), policies.MaxProbability(0.5))
+    with pytest.raises(ValueError, match="its attribute `model`"):
+        kx.EarlyExit(kx.ExitEnsembleDistiller(model), policies.MaxProbability(0.5))
     inputs = keras.Input((16, 16, 3))
     probabilities = {"final": harness.classify(harness.conv(inputs, 4))}
     with pytest.raises(ValueError, match="not logits"):
