@@ -23,7 +23,9 @@ def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=No
 
     The layers of `model` are shared, not copied: building changes nothing in `model`, and training the
     result trains `model`. Each exit is a small head on an inner feature map that leads to a feature of the
-    same width D as the one that enters the network's own classifier, and a classifier of its own.
+    same width D as the one that enters the network's own classifier, and a classifier of its own. What
+    changes layers, such as `quantize("int8")`, changes those of `model` too: save the result, and change a copy
+    that was loaded.
 
     Args:
         model: a functional or built Sequential `keras.Model` with one image input and one output of class
@@ -160,10 +162,22 @@ def exit_features(model):
         convolutional classifier is averaged over height and width.
 
     Raises:
-        ValueError: `model` is not a multi-exit model, or an exit does not end in a classifier.
+        ValueError: `model` is not a multi-exit model, an exit does not end in a classifier, or the exits are
+            inside of a nested model, so that their features are no tensors of `model`.
     """
     names = exit_names(model)
     graph = Graph.of(model)
+    for name in names:
+        step = graph.producer(model.output[name])
+        if is_functional(step.operation):
+            raise checks.error(
+                f"The features are inside of a nested model: they are no tensors of {model.name!r}.",
+                expected="a multi-exit model whose exits are layers of its own",
+                received=f"exit {name!r} from {step.operation.name!r}, a model inside of {model.name!r}",
+                fix="attach the exits to the whole network, "
+                "add_exits(keras.Sequential([preprocessing, network])), "
+                f"or take exit_features of {step.operation.name!r}",
+            )
     return {name: _pooled(find_classifier(graph, model.output[name])) for name in names}
 
 

@@ -80,6 +80,7 @@ def find_classifier(graph, output):
             fix="end the model in keras.layers.Dense(classes, activation='softmax')",
         )
     _check_activations(activated, pooled, operation)
+    _check_axis(activated, operation)
     name = activated[0][0] if activated else _LINEAR
     found = Classifier(operation, step.inputs[0], getattr(keras.activations, name, name))
     _check_single_label(found, name, output, [t for _, _, t in activated])
@@ -152,6 +153,21 @@ def _check_activations(activated, pooled, classifier):
             received=f"{name} at layer {layer.name!r}, then {pooled.name!r}",
             fix=f"put the activation after {pooled.name!r}",
         )
+
+
+def _check_axis(activated, classifier):
+    """A softmax is one of class scores where it runs over the classes, and over nothing else."""
+    units = classifier.units if hasattr(classifier, "units") else classifier.filters
+    for name, operation, tensor in activated:
+        axis = getattr(operation, "axis", -1) if not isinstance(operation, _CLASSIFIERS) else -1
+        axes = axis if isinstance(axis, list | tuple) else [axis]
+        if name in ("softmax", "log_softmax") and [tensor.shape[a] for a in axes] != [units]:
+            raise checks.error(
+                "The softmax does not run over the classes.",
+                expected=f"{name} over an axis of {units} scores",
+                received=f"layer {operation.name!r} over axis {axis} of shape {tuple(tensor.shape)}",
+                fix="give it the axis of the classes: keras.layers.Softmax() takes the last one",
+            )
 
 
 def _check_single_label(classifier, name, output, activated):

@@ -39,7 +39,12 @@ class ExitLogits(layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        logits = keras.ops.cast(_without_activation(self.classifier)(inputs), "float32")
+        scores = _without_activation(self.classifier)(inputs)
+        if self.classifier.activity_regularizer is not None:
+            # Of what the classifier gives to everybody else, as Keras counts it: the mean over the rows.
+            loss = self.classifier.activity_regularizer(self.classifier.activation(scores))
+            self.add_loss(loss / keras.ops.cast(keras.ops.shape(scores)[0], loss.dtype))
+        logits = keras.ops.cast(scores, "float32")
         if len(logits.shape) == 4:
             axes = (2, 3) if data_format_of(self.classifier) == "channels_first" else (1, 2)
             logits = keras.ops.mean(logits, axis=axes)
@@ -65,12 +70,12 @@ class ExitLogits(layers.Layer):
 
 
 def _without_activation(layer):
-    """A view of a built layer: the same variables and settings, but for the activation.
+    """A view of a built layer: the same variables and settings, but no activation and no penalty on it.
 
     The user's layer is left alone even while it is called: it may run in another thread.
     """
     view = object.__new__(type(layer))
-    vars(view).update(vars(layer), activation=keras.activations.linear)
+    vars(view).update(vars(layer), activation=keras.activations.linear, activity_regularizer=None)
     return view
 
 

@@ -1,6 +1,7 @@
 """add_exits, strip_exits, exit_names, exit_features: numbers, sharing, saving, what is refused."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -305,6 +306,73 @@ def test_regularisers_of_the_users_network_count_once():
     np.testing.assert_allclose(sorted(map(float, exits.losses)), sorted(map(float, model.losses)), rtol=1e-6)
 
 
+def test_the_activity_regulariser_of_the_classifier_sees_what_it_gives_to_others():
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(conv(conv(inputs, 4), 6, 2))
+    model = keras.Model(inputs, layers.Dense(CLASSES, "softmax", activity_regularizer="l2")(x))
+    exits = kx.add_exits(randomise(model), 1, head="linear")
+    x = images(model)
+    model(x)
+    expected = float(model.losses[0])
+    exits(x)
+    (found,) = exits.losses
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    plain_again = kx.strip_exits(exits)
+    plain_again(x)
+    np.testing.assert_allclose(plain_again.losses[0], expected, rtol=1e-6)
+
+
+def test_a_classifier_that_is_called_twice_stays_one_after_loading(tmp_path):
+    inputs = keras.Input((16, 16, 3))
+    x = layers.GlobalAveragePooling2D()(conv(conv(inputs, 4), 6, 2))
+    classifier = layers.Dense(CLASSES, "softmax", name="classifier")
+    guess = classifier(layers.Dense(6 + CLASSES)(x))
+    model = randomise(keras.Model(inputs, classifier(layers.concatenate([x, guess]))))
+    exits = kx.add_exits(model, 1, head="linear")
+    loaded = reload(exits, tmp_path)
+    for found in (exits, loaded):
+        assert found.get_layer("final").classifier is found.get_layer("classifier")
+    assert loaded.count_params() == exits.count_params()
+    assert same(loaded(images(model)), exits(images(model)))
+
+
+def test_int8_of_a_reloaded_copy_leaves_the_network_alone(tmp_path):
+    """Layers are shared, and `quantize` changes layers: of the model itself it changes the network's."""
+    model = randomise(operators())
+    x = images(model)
+    before = np.asarray(model(x))
+    exits = kx.add_exits(model, 2)
+    copy = reload(exits, tmp_path)
+    copy.quantize("int8")
+    assert copy.get_layer("final").classifier.quantization_mode == "int8"
+    assert same(model(x), before)
+    assert model.get_layer("classifier").kernel.dtype == "float32"
+    again = reload(copy, tmp_path)
+    for name, logits in exits(x).items():
+        scale = np.abs(logits).max()
+        np.testing.assert_allclose(copy(x)[name], logits, atol=0.05 * scale)
+        assert np.abs(copy(x)[name] - logits).max() > 0
+    assert same(again(x), copy(x))
+    exits.quantize("int8")
+    assert model.get_layer("classifier").quantization_mode == "int8"
+
+
+def test_keras_draws_and_lists_it(tmp_path):
+    pytest.importorskip("pydot", reason="pydot is not installed")
+    if shutil.which("dot") is None:
+        pytest.skip("graphviz is not installed")
+    keras.utils.plot_model(kx.add_exits(nested(), 2), tmp_path / "model.png", show_shapes=True)
+    assert (tmp_path / "model.png").stat().st_size > 1000
+
+
+def test_the_summary_lists_every_exit():
+    lines = []
+    exits = kx.add_exits(nested(), 2)
+    exits.summary(print_fn=lines.append)
+    for name in kx.exit_names(exits):
+        assert any(name in line for line in "\n".join(lines).splitlines())
+
+
 def test_two_sets_of_exits_on_one_network(tmp_path):
     """A second set is independent of the first, in its heads and in its file."""
     model = randomise(nested())
@@ -427,7 +495,9 @@ def test_a_multi_exit_model_inside_another(tmp_path):
         assert same(model(x), exits(x * 0.5))
         assert kx.exit_names(model) == kx.exit_names(exits)
         assert kx.cost(model) == kx.cost(exits)
-        with pytest.raises(ValueError, match=r"does not end in a classifier(?s:.*)Functional"):
+        with pytest.raises(
+            ValueError, match=r"(?s)inside of the nested model.*attach the exits to the whole network"
+        ):
             kx.exit_features(model)  # the features are inside, and are no tensors of this model
         assert same(kx.strip_exits(model, "exit_2")(x), kx.strip_exits(exits, "exit_2")(x * 0.5))
 
@@ -706,20 +776,28 @@ def test_half_precision(policy, last, tmp_path):
     assert same(clone(exits)(x), out)
 
 
-def test_channels_first():
-    """Built only: TensorFlow has no such convolution on the CPU."""
+def test_channels_first(tmp_path):
     inputs = keras.Input((3, 16, 16))
     x = inputs
     for filters, strides in ((4, 1), (6, 2), (8, 2)):
         x = layers.Conv2D(filters, 3, strides, padding="same", data_format="channels_first")(x)
     x = layers.Conv2D(CLASSES, 1, data_format="channels_first")(x)
     x = layers.Softmax()(layers.GlobalAveragePooling2D(data_format="channels_first")(x))
-    exits = kx.add_exits(keras.Model(inputs, x), 2, head="conv")
+    model = randomise(keras.Model(inputs, x))
+    exits = kx.add_exits(model, 2, head="conv")
     assert {t.shape for t in exits.output.values()} == {(None, CLASSES)}
     assert {f.shape for f in kx.exit_features(exits).values()} == {(None, 8)}
     assert [source(exits, n).shape for n in ("exit_1", "exit_2")] == [(None, 4, 16, 16), (None, 6, 8, 8)]
     assert exits.get_layer("exit_1_pool").input.shape == (None, 8, 4, 4)
     assert kx.strip_exits(exits).output.shape == (None, CLASSES)
+    # TensorFlow's convolutions on the CPU take this format too, in the builds for x86.
+    x = images(model)
+    out = exits(x)
+    np.testing.assert_allclose(ops.softmax(out["final"]), model(x), atol=1e-6)
+    exits.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    for name, logits in out.items():
+        np.testing.assert_allclose(served.serve(x)[name], logits, atol=1e-5)
 
 
 # keras.applications ------------------------------------------------------------------------------
@@ -881,6 +959,18 @@ def unshaped():
 
 
 REFUSED = {
+    "softmax over the rows": (
+        lambda: ending(lambda x: layers.Softmax(axis=0)(dense(pooled()(x)))),
+        "(?s)does not run over the classes.*axis 0",
+    ),
+    "ops.softmax over the rows": (
+        lambda: ending(lambda x: ops.softmax(dense(pooled()(x)), axis=0)),
+        "does not run over the classes",
+    ),
+    "softmax over a single column": (
+        lambda: ending(lambda x: layers.Softmax()(layers.Reshape((CLASSES, 1))(dense(pooled()(x))))),
+        "does not run over the classes",
+    ),
     "multi-label": (lambda: ending(lambda x: dense(pooled()(x), activation="sigmoid")), "multi-label"),
     "multi-label Activation": (
         lambda: ending(lambda x: layers.Activation("sigmoid")(dense(pooled()(x)))),
