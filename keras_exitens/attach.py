@@ -24,8 +24,8 @@ def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=No
     The layers of `model` are shared, not copied: building changes nothing in `model`, and training the
     result trains `model`. Each exit is a small head on an inner feature map that leads to a feature of the
     same width D as the one that enters the network's own classifier, and a classifier of its own. What
-    changes layers, such as `quantize("int8")`, changes those of `model` too: save the result, and change a copy
-    that was loaded.
+    changes layers, such as `quantize("int8")`, changes those of `model` too: save the result, and change
+    a copy that was loaded.
 
     Args:
         model: a functional or built Sequential `keras.Model` with one image input and one output of class
