@@ -496,7 +496,7 @@ def test_a_multi_exit_model_inside_another(tmp_path):
         assert kx.exit_names(model) == kx.exit_names(exits)
         assert kx.cost(model) == kx.cost(exits)
         with pytest.raises(
-            ValueError, match=r"(?s)inside of the nested model.*attach the exits to the whole network"
+            ValueError, match=r"(?s)inside of a nested model.*attach the exits to the whole network"
         ):
             kx.exit_features(model)  # the features are inside, and are no tensors of this model
         assert same(kx.strip_exits(model, "exit_2")(x), kx.strip_exits(exits, "exit_2")(x * 0.5))
