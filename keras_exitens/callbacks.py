@@ -1,5 +1,6 @@
 """Keras callbacks of the library."""
 
+from keras_exitens.exit_tensorboard import ExitTensorBoard
 from keras_exitens.step_backup import StepBackup
 
-__all__ = ["StepBackup"]
+__all__ = ["ExitTensorBoard", "StepBackup"]

@@ -8,7 +8,7 @@ from keras_exitens import checks
 from keras_exitens.attach import exit_names
 from keras_exitens.records import ExitRecords, fingerprint, network_of
 
-__all__ = ["collect"]
+__all__ = ["Collector", "collect"]
 
 
 def collect(model, data, batch_size=None, verbose="auto"):
@@ -42,37 +42,60 @@ def collect(model, data, batch_size=None, verbose="auto"):
     kx.ExitRecords.load("records.npz", model=model)  # refused once the model has trained on
     ```
     """
-    network = network_of(model)
-    names = exit_names(network)
-    outputs = [network.output[name] for name in names]
-    if isinstance(data, tuple | list):
-        x, labels, third = _arrays(data)
-        logits = keras.Model(network.input, outputs).predict(x, batch_size=batch_size, verbose=verbose)
-    else:
-        _check_ends(data)
-        found = _predict(_Recorder(network.input, outputs, name="recorder"), data, verbose)
-        logits, labels, third = found["logits"], found["labels"], found.get("third")
-    kept = slice(None)
-    if third is not None and third.dtype.kind == "f":
-        kept, third = _kept(third), None
-    logits = np.stack([np.asarray(z[kept], "float32") for z in keras.tree.flatten(logits)])
-    return ExitRecords(logits, labels[kept], names, third, fingerprint(network))
+    return Collector(model)(data, batch_size, verbose)
+
+
+class Collector:
+    """`collect` for one model, whose graph is traced once however often it is called.
+
+    Args: as `collect`.
+    """
+
+    def __init__(self, model):
+        self._network = network_of(model)
+        self._names = exit_names(self._network)
+        outputs = [self._network.output[name] for name in self._names]
+        self._recorder = _Recorder(self._network.input, outputs, name="recorder")
+
+    def __call__(self, data, batch_size=None, verbose="auto"):
+        arrays = isinstance(data, tuple | list)
+        self._recorder.labels_wanted = not arrays
+        if arrays:
+            x, labels, third = _arrays(data)
+            found = self._recorder.predict(x, batch_size=batch_size, verbose=verbose)
+        else:
+            _check_ends(data)
+            found = _predict(self._recorder, data, verbose)
+            if "labels" not in found:  # where arrays had the graph traced for images alone
+                raise _no_labels()
+            labels, third = found["labels"], found.get("third")
+        kept = slice(None)
+        if third is not None and third.dtype.kind == "f":
+            kept, third = _kept(third), None
+        logits = np.stack([np.asarray(z[kept], "float32") for z in keras.tree.flatten(found["logits"])])
+        return ExitRecords(logits, labels[kept], self._names, third, fingerprint(self._network))
 
 
 class _Recorder(keras.Model):
     """The network, whose `predict` gives back the labels and ids beside the logits."""
 
+    labels_wanted = True
+
     def predict_step(self, data):
         x, y, third = keras.utils.unpack_x_y_sample_weight(data)
-        if y is None:
-            raise checks.error(
-                "The data hold no labels.",
-                expected="batches of (images, labels)",
-                received="batches of images alone",
-                fix="pass (images, labels), or a data set of such pairs",
-            )
-        outputs = {"logits": self(x, training=False), "labels": y}
-        return outputs if third is None else {**outputs, "third": third}
+        if y is None and self.labels_wanted:
+            raise _no_labels()
+        found = {"logits": self(x, training=False), "labels": y, "third": third}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def _no_labels():
+    return checks.error(
+        "The data hold no labels.",
+        expected="batches of (images, labels)",
+        received="batches of images alone",
+        fix="pass (images, labels), or a data set of such pairs",
+    )
 
 
 def _arrays(data):

@@ -55,6 +55,7 @@ ORDER = [
     "figures",
     "pages",
     "tradeoffs",
+    "exit_tensorboard",
     "optimizers",
     "idx",
     "sources",

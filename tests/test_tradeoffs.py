@@ -13,7 +13,7 @@ from keras_exitens.threshold_search import exits_of
 from tests import browser
 from tests.test_calibration import COST, draw
 
-matplotlib = pytest.importorskip("matplotlib")
+matplotlib = pytest.importorskip("matplotlib.image")
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +197,7 @@ def test_page_in_a_browser(page, tmp_path):
     text = browser.dom(page.as_uri())
     assert "Images that leave last" in text and text.count("<tr>") == 19
     browser.chromium("--window-size=900,1200", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
-    pixels = matplotlib.image.imread(tmp_path / "page.png")
+    pixels = matplotlib.imread(tmp_path / "page.png")
     assert pixels.shape[:2] == (1200, 900)
     assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something was drawn
 
