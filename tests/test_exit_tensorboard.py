@@ -1,6 +1,7 @@
 """ExitTensorBoard on a real run: what TensorBoard itself reads from the logs, and shows in a browser."""
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -99,7 +100,7 @@ def test_pictures_histograms_and_the_cost_of_leaving_early(server, logs, data):
     with urllib.request.urlopen(
         f"{server}/data/plugin/images/individualImage?{pictures[1]['query']}"
     ) as file:
-        picture = matplotlib.imread(file)
+        picture = matplotlib.imread(io.BytesIO(file.read()))
     assert picture.shape[1] == 1100 and len(np.unique(picture)) > 30
     histogram = get(server, "plugin/histograms/histograms?run=run&tag=early_exit/exit_taken")
     assert [step for _, step, _ in histogram] == [1, 2]
