@@ -281,7 +281,10 @@ def load(
 
 def _parallel(data, function):
     data = data.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return data.prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Several workers share each batch by its rows.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return data.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def _pair(image_size):

@@ -101,10 +101,19 @@ def explained(labels, classes):
     Raises:
         ValueError: labels out of range or of the wrong shape; a replica without rows of a network with batch
             normalisation.
+        ConnectionError: another worker of the job died.
     """
     check_labels(labels, classes)
     try:
         yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError) as cause:
+        raise checks.error(
+            "Another worker of this job is gone.",
+            expected="all workers to take part in every step",
+            received=f"TensorFlow's {type(cause).__name__}",
+            fix="start all workers again; with callbacks.StepBackup they go on at the last backup",
+            kind=ConnectionError,
+        ) from cause
     except tf.errors.InvalidArgumentError as cause:
         lines = str(cause).splitlines()
         if any(EMPTY_REPLICA in line for line in lines):

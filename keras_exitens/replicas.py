@@ -58,8 +58,12 @@ def check_agreed(what, value, strategy):
     """Raises `ValueError` where the workers of a job have different values of a whole number."""
     if not multi_worker(strategy):
         return
-    everywhere = strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), axis=0)
-    values = sorted(set(everywhere.numpy().tolist()))
+
+    @tf.function
+    def of_all():
+        return strategy.gather(strategy.run(lambda: tf.constant([value], tf.int64)), axis=0)
+
+    values = sorted(set(of_all().numpy().tolist()))
     if len(values) > 1:
         raise checks.error(
             f"The workers differ in the {what}.",

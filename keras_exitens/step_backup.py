@@ -12,7 +12,7 @@ __all__ = ["StepBackup"]
 _CARRIED = {
     keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_weights", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
-    keras.callbacks.ModelCheckpoint: ("best", "epochs_since_last_save"),
+    keras.callbacks.ModelCheckpoint: ("best",),
 }
 
 
@@ -78,7 +78,9 @@ class StepBackup(keras.callbacks.Callback):
                 received=f"{model.name!r} before compile()",
                 fix="call compile() before restore()",
             )
-        model.optimizer.build(model.trainable_variables)
+        if not model.optimizer.built:
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
         variables = _variables(model)
         files = [path for path in (self.path, backup_file.previous_of(self.path)) if path.exists()]
         faults = []
