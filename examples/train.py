@@ -2,7 +2,7 @@
 
 The defaults are the recipe of arXiv 2104.00299: SGD with momentum 0.9 and L2 weight decay 5e-4, learning rate
 0.1 divided by ten after 75, 130 and 180 of 200 epochs (scaled to --epochs), batches of 128, padded crops and
-flips. A run that was stopped goes on with --resume, from the last finished epoch.
+flips. A run that was stopped goes on with --resume, at the step of its last backup.
 
     python examples/train.py --data cifar100 --network ResNet18
     python examples/train.py --data fashion_mnist --network ResNet18 --width 0.125 --epochs 6
@@ -10,7 +10,7 @@ flips. A run that was stopped goes on with --resume, from the last finished epoc
     python examples/train.py --run runs/my_run --resume
 
 The folder holds config.json, history.csv, best.keras (by validation accuracy of the final exit), last.keras,
-test.json and tensorboard/.
+test.json, tensorboard/ and backup, for --resume.
 """
 
 import argparse
@@ -69,6 +69,7 @@ def parse(arguments):
     parser.add_argument(
         "--run", type=pathlib.Path, help="folder of the run; by default made from the settings"
     )
+    parser.add_argument("--backup-every", type=int, default=200, help="steps between backups in an epoch")
     parser.add_argument("--resume", action="store_true", help="go on with the run in that folder")
     args = parser.parse_args(arguments)
     args.given = {k for k, v in vars(args).items() if v != parser.get_default(k)}
@@ -87,6 +88,7 @@ class Run:
         self.history = self.folder / "history.csv"
         self.best = self.folder / "best.keras"
         self.last = self.folder / "last.keras"
+        self.backup = self.folder / "backup"
         self.test = self.folder / "test.json"
         self.tensorboard = self.folder / "tensorboard"
 
@@ -116,32 +118,18 @@ class Run:
         return args
 
     def keep_history(self, epochs):
-        """Cuts the history to the epochs that the last checkpoint has seen; returns its best validation."""
+        """Cuts the history to the epochs that the last backup has seen the end of."""
         if not self.history.exists():
-            return None
+            return
         with open(self.history, newline="") as file:
             rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < epochs]
         if not rows:
             self.history.unlink()
-            return None
+            return
         with open(self.history, "w", newline="") as file:
             writer = csv.DictWriter(file, rows[0].keys())
             writer.writeheader()
             writer.writerows(rows)
-        return max(float(row[MONITOR]) for row in rows)
-
-
-class SaveLast(keras.callbacks.Callback):
-    """Writes the distiller, its optimizer included, after each epoch: whole, or not at all."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.path = path
-
-    def on_epoch_end(self, epoch, logs=None):
-        partial = self.path.with_name("partial.keras")
-        self.model.save(partial)
-        os.replace(partial, self.path)
 
 
 def make_distiller(args, splits):
@@ -169,29 +157,26 @@ def main(arguments=None):
     splits = kx.data.load(
         args.data, args.batch, data_dir=args.data_dir, train_limit=args.train_limit, seed=args.seed
     )
-    if run.last.exists():
-        distiller = keras.models.load_model(run.last)
-        done = int(distiller.optimizer.iterations) // splits.steps_per_epoch
-        print(f"resuming {run.folder} after epoch {done} of {args.epochs}")
-    else:
-        distiller, done = make_distiller(args, splits), 0
+    distiller = make_distiller(args, splits)
     print(f"{args.network}: multiply-adds an image\n{kx.cost(distiller.model)}")
+    backup = kx.callbacks.StepBackup(run.backup, every=args.backup_every)
+    done = backup.restore(distiller)
+    epoch, step = divmod(done, splits.steps_per_epoch)
+    if done:
+        print(f"resuming {run.folder} after epoch {epoch} and {step} steps, of {args.epochs} epochs")
+    run.keep_history(epoch)
 
-    fit_arguments = splits.fit_arguments(args.epochs)
-    fit_arguments["x"] = splits.train_from(done * splits.steps_per_epoch)
     distiller.fit(
-        **fit_arguments,
-        initial_epoch=done,
+        **splits.fit_arguments(args.epochs, start=done),
         verbose=2,
         callbacks=[
-            keras.callbacks.ModelCheckpoint(
-                run.best, MONITOR, save_best_only=True, initial_value_threshold=run.keep_history(done)
-            ),
+            keras.callbacks.ModelCheckpoint(run.best, MONITOR, save_best_only=True),
             keras.callbacks.CSVLogger(run.history, append=True),
             keras.callbacks.TensorBoard(run.tensorboard),
-            SaveLast(run.last),
+            backup,
         ],
     )
+    distiller.save(run.last)
 
     # The test images are looked at once, here; the best epoch was chosen on the validation images.
     results = {}

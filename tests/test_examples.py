@@ -67,10 +67,20 @@ def test_quickstart_prints_the_table_and_draws_the_picture(tmp_path):
 
 def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path):
     train("--epochs", 3, "--run", "whole", cwd=tmp_path)
-    command = [sys.executable, str(EXAMPLES / "train.py"), *TINY, "--epochs", "3", "--run", "cut"]
+    command = [
+        sys.executable,
+        str(EXAMPLES / "train.py"),
+        *TINY,
+        "--epochs",
+        "3",
+        "--run",
+        "cut",
+        "--backup-every",
+        "5",
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not (tmp_path / "cut/last.keras").exists():
+    while not (tmp_path / "cut/backup").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
