@@ -335,3 +335,20 @@ def test_what_is_no_records_or_too_few(records):
     many = kx.ExitRecords(np.zeros((14, 5, 3)), np.zeros(5, int))
     with pytest.raises(ValueError, match="at most 12"):
         kx.calibrate(many, range(1, 15), max_accuracy_drop=0.1)
+
+
+def test_early_exit_does_what_was_calibrated():
+    keras.utils.set_random_seed(0)
+    model = harness.randomise(kx.add_exits(harness.sequential(), exits=2))
+    images = harness.images(model, 300)
+    labels = np.asarray(model(images)["final"]).argmax(-1)
+    records = kx.collect(model, (images, labels), verbose=0)
+    policy = kx.calibrate(records, kx.cost(model), cost_budget=0.9)
+    assert len(set(policy.decide(records.logits))) > 1 and policy.calibration["cost"] < 1
+    found = kx.EarlyExit(model, policy).predict(images, verbose=0)
+    near = [np.abs(policy.score(records.logits[i]) - policy.thresholds[i]) < 1e-5 for i in range(2)]
+    clear = ~np.any(near, axis=0)
+    assert clear.mean() > 0.99
+    np.testing.assert_array_equal(found["exit"][clear], policy.decide(records.logits)[clear])
+    right = found["logits"].argmax(-1) == labels
+    assert right.mean() == pytest.approx(policy.calibration["accuracy"], abs=0.01)
