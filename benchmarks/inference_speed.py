@@ -30,7 +30,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -85,15 +84,15 @@ def compiled(function, dtype="float32"):
     return tf.function(function, input_signature=signature, autograph=False)
 
 
-def in_turns(functions, rounds):
-    """Seconds of each function, round by round: `{name: [seconds]}`."""
+def in_turns(functions, rounds, warm=True):
+    """Seconds of each function, round by round, `{name: [seconds]}`; `warm`: one more round, not counted."""
     times = {name: [] for name in functions}
-    for number in range(rounds + 1):
+    for number in range(rounds + warm):
         names = list(functions)
         for name in names[number % len(names) :] + names[: number % len(names)]:
             start = time.perf_counter()
             tf.nest.map_structure(lambda t: t.numpy(), functions[name]())
-            if number:
+            if number >= warm:
                 times[name].append(time.perf_counter() - start)
     return times
 
@@ -197,53 +196,54 @@ def optimize(batch, rounds):
     return report
 
 
-def earlyon(model, python, batch, rounds):
+def earlyon(python, batch, rounds):
     """In turns with a process that runs the same network in PyTorch, two threads on each side."""
-    with tempfile.TemporaryDirectory() as folder:
-        x = images(batch)
-        thresholds, counts = thresholds_for(stacked(model, x), SHARES["40/30/20/10"])
-        weights = {v.path: v.numpy() for v in model.variables}
-        np.savez(f"{folder}/case.npz", images=x.numpy(), counts=counts, **weights)
-        worker = pathlib.Path(__file__).parent / "earlyon_worker.py"
-        process = subprocess.Popen(
-            [python, str(worker), f"{folder}/case.npz"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.ResNet50(weights=None, input_shape=(SIZE, SIZE, 3))
+    model = kx.add_exits(
+        backbone, ["conv2_block3_out", "conv3_block4_out", "conv4_block6_out"], head="linear"
+    )
+    x = images(batch)
+    if batch == 1:  # ten images, one after another
+        cases = [
+            [float("inf")] * exit + [float("-inf")] * (3 - exit) for exit in (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)
+        ]
+    else:
+        cases = [thresholds_for(stacked(model, x), SHARES["40/30/20/10"])[0]]
+    calls = {}
+    for name, flag in (("", False), (" optimized", True)):
+        early = kx.EarlyExit(model, kx.policies.MaxProbability(0.5), flag)
+        routed = tf.function(early.route, autograph=False)
+        never = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False), flag).route)
+        calls[f"routed{name}"] = lambda routed=routed: [routed(x, tf.constant(case)) for case in cases]
+        calls[f"full{name}"] = lambda never=never: never(x)
+
+    worker = pathlib.Path(__file__).with_name("earlyon_worker.py")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([python, str(worker)], **pipes) as process:
 
         def ask(what):
-            process.stdin.write(what + "\n")
+            process.stdin.write(f"{what} {batch}\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
         about = ask("about")
-        policy = kx.policies.MaxProbability(thresholds)
-        calls = {}
-        for name, flag in (("", False), (" optimized", True)):
-            routed = compiled(kx.EarlyExit(model, policy, flag).route)
-            never = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False), flag).route)
-            calls |= {f"routed{name}": lambda f=routed: f(x), f"full{name}": lambda f=never: f(x)}
         times = {name: [] for name in (*calls, "earlyon routed", "earlyon full")}
         for number in range(rounds + 1):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                tf.nest.map_structure(lambda t: t.numpy(), call())
-                if number:
-                    times[name].append(time.perf_counter() - start)
-            for name in ("routed", "full"):
-                seconds = ask(name)
-                if number:
-                    times[f"earlyon {name}"].append(seconds)
+            one = in_turns(calls, 1, warm=number == 0)
+            one |= {f"earlyon {name}": [ask(name)] for name in ("routed", "full")}
+            if number:
+                for name, (seconds,) in one.items():
+                    times[name].append(seconds / (len(cases) if name.startswith("routed") else 1))
         process.stdin.close()
-        process.wait()
-    report = {"earlyon": about, "milliseconds": {n: statistics.median(t) * 1e3 for n, t in times.items()}}
+    report = {"packages": about, "milliseconds": {n: statistics.median(t) * 1e3 for n, t in times.items()}}
     for name in ("", " optimized"):
-        throughput = ratio(times["earlyon routed"], times[f"routed{name}"])
-        kernels = ratio(times["earlyon full"], times[f"full{name}"])
-        report[f"throughput{name} / earlyon"] = throughput
-        report[f"of it kernels{name}"] = kernels
-        report[f"of it routing{name}"] = throughput["median"] / kernels["median"]
+        report[f"throughput{name} / earlyon"] = ratio(times["earlyon routed"], times[f"routed{name}"])
+        report[f"of it kernels{name}"] = ratio(times["earlyon full"], times[f"full{name}"])
+        report[f"of it routing{name}"] = ratio(
+            [a / b for a, b in zip(times["earlyon routed"], times["earlyon full"], strict=True)],
+            [a / b for a, b in zip(times[f"routed{name}"], times[f"full{name}"], strict=True)],
+        )
     return report
 
 
@@ -330,7 +330,7 @@ def main():
         case = functools.partial(routing, network(), batch, shares, args.rounds)
         measure(f"routing {batch} shares {shares}", case)
     for batch in (1, 16, 64) if "earlyon" in args.parts else ():
-        measure(f"earlyon {batch}", functools.partial(earlyon, network(), args.torch, batch, args.rounds))
+        measure(f"earlyon {batch}", functools.partial(earlyon, args.torch, batch, args.rounds))
     if "memory" in args.parts:
         measure("memory", lambda: {f"{rows:,} images, MiB": memory(rows) for rows in (2_000, 20_000)})
     if any(key.startswith("routing") for key in figures):
