@@ -77,6 +77,18 @@ class Call:
         value = bound.arguments.get(name)
         return None if value is None else tree.map_structure(_sizes, value)
 
+    def tensors(self):
+        """Shapes of all tensors among the arguments, constants included."""
+        leaves = tree.flatten((self.args, self.kwargs))
+        return [leaf.sizes for leaf in leaves if isinstance(leaf, _Shape)]
+
+    def arguments(self, tensors):
+        """`(args, kwargs)` of the call, with `tensors` where the shapes of `tensors()` stand."""
+        given = iter(tensors)
+        return tree.map_structure(
+            lambda leaf: next(given) if isinstance(leaf, _Shape) else leaf, (self.args, self.kwargs)
+        )
+
     def operands(self):
         """Shapes of the operands of a product, constants included, as in `ops.matmul(constant, tensor)`."""
         return [_sizes(value) for value in (*self.args, *self.kwargs.values())]

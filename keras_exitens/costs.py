@@ -197,8 +197,9 @@ def cost(model):
     operations of TensorFlow's profiler). Beside them stand the *other operations*: one for each number that
     an activation, a bias or a sum of branches makes or that a pooling window reads, 2 for batch
     normalisation; `keras_exitens/elementwise.py` has the list. Both are for one image, at inference. Where
-    the model takes images of any size, 224 × 224 pixels are assumed. A layer that is not known counts as
-    zero and is named in a warning.
+    the model takes images of any size, 224 × 224 pixels are assumed. Layers of your own are counted in the
+    TensorFlow graph that they make; one that has loops, or cannot be traced, counts as zero and is named in a
+    warning.
 
     Args:
         model: the result of `add_exits`, a functional model with a dict of logits, or any functional or

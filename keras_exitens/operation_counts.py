@@ -12,6 +12,7 @@ from keras_exitens.elementwise import activation_operations, other_operations
 from keras_exitens.graph import Graph, is_functional
 from keras_exitens.layers import ExitLogits
 from keras_exitens.products import products
+from keras_exitens.traced import traced_operations
 
 __all__ = ["Operations", "count_operations"]
 
@@ -71,8 +72,10 @@ def _count(call, not_known):
         shapes = body.shapes(call.inputs)
         parts = [_count(Call.of_step(step, shapes), not_known) for step in body.steps]
         return Operations(*map(sum, zip((0, 0), *parts, strict=True)))
-    counts = Operations(products(call), other_operations(call))
-    return not_known(call) if None in counts else counts
+    counts = products(call), other_operations(call)
+    if None in counts:
+        counts = traced_operations(call)
+    return not_known(call) if counts is None else Operations(*counts)
 
 
 def _exit_logits(call, not_known):

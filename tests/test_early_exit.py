@@ -89,8 +89,7 @@ def network():
 
 @pytest.fixture(scope="module")
 def counting():
-    with pytest.warns(UserWarning, match="Counter"):  # its cost is not known
-        return made(Counter)
+    return made(Counter)
 
 
 @pytest.mark.parametrize("ensemble", [False, True])
@@ -197,9 +196,7 @@ def test_disabled_exit_is_not_computed():
         heads[name] = Counter(name=f"{name}_counter")
         return layers.GlobalAveragePooling2D(name=f"{name}_pool")(heads[name](tensor))
 
-    with pytest.warns(UserWarning, match="Counter"):
-        model = kx.add_exits(harness.sequential(), exits=2, head=head)
-    model = harness.randomise(model)
+    model = harness.randomise(kx.add_exits(harness.sequential(), exits=2, head=head))
     x = harness.images(model)
     early = kx.EarlyExit(model, policies.Patience(2, enabled=[False, True], ensemble=True))
     for counter in heads.values():
@@ -461,10 +458,13 @@ def applications():
 
 
 def settle(model, x):
-    """Gives every normalisation the statistics of `x`, so that random weights tell its images apart."""
+    """Gives every normalisation nearly the statistics of `x`, so that random weights tell its images apart.
+
+    Not quite: divided by the deviation of an almost dead channel, rounding would grow from layer to layer.
+    """
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.momentum = 0.2
     model(x, training=True)
 
 

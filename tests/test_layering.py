@@ -25,6 +25,7 @@ ORDER = [
     "calls",
     "products",
     "elementwise",
+    "traced",
     "operation_counts",
     "costs",
     "placement",
