@@ -29,7 +29,7 @@ else:  # the copy in an export
     import checks
     import scores
 
-__all__ = ["MANIFEST", "SCHEMA", "Runtime", "load", "read_manifest"]
+__all__ = ["MANIFEST", "SCHEMA", "Runtime", "Stage", "load", "read_manifest"]
 
 MANIFEST = "exits.json"
 SCHEMA = 1  # of the manifest; a change that an older runtime would misread raises it
@@ -110,6 +110,7 @@ class Runtime:
         exit_names: names of all exits, first exit first; what `"exit"` counts.
         labels: names of the classes, or `None`.
         manifest: dict, all that is known of the export.
+        stages: list of `Stage`s, for a routing of one's own.
     """
 
     def __init__(self, manifest, runners):
@@ -124,8 +125,8 @@ class Runtime:
         self._temperatures = [float(t) for t in policy["temperatures"]]
         self._ensemble = policy["ensemble"]
         self._scored = _scored(policy["kind"])
-        self._stages = [
-            _Stage(
+        self.stages = [
+            Stage(
                 run,
                 self.exit_names.index(stage["exit"]),
                 tuple(tensor["name"] for tensor in stage["inputs"]),
@@ -133,7 +134,7 @@ class Runtime:
             )
             for run, stage in zip(runners, manifest["stages"], strict=True)
         ]
-        if self._stages[-1].index != len(self.exit_names) - 1:
+        if self.stages[-1].index != len(self.exit_names) - 1:
             raise KeyError(f"the stage of {self.exit_names[-1]!r}")
 
     def predict(self, images, batch_size=None, thresholds=None):
@@ -173,10 +174,10 @@ class Runtime:
     def _route(self, images, thresholds, result):
         """Runs the stages on one batch and writes into the arrays of `result`."""
         rows = np.arange(len(images))  # of the batch, those that are still on their way
-        values = dict.fromkeys(self._stages[0].inputs, images)
+        values = dict.fromkeys(self.stages[0].inputs, images)
         finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
         state = None
-        for count, stage in enumerate(self._stages, start=1):
+        for count, stage in enumerate(self.stages, start=1):
             made = stage.run({name: values[name] for name in stage.inputs})
             with np.errstate(invalid="ignore", over="ignore"):  # logits that are not finite: the score is NaN
                 logits, score, state = scores.observe(
@@ -188,7 +189,7 @@ class Runtime:
                 )
             score = np.where(finite, score, np.float32("nan"))
             result["logits"][rows], result["exit"][rows], result["score"][rows] = logits, stage.index, score
-            if count == len(self._stages):
+            if count == len(self.stages):
                 return
             going_on = scores.goes_on(np, score, thresholds[stage.index])
             if not going_on.any():
@@ -217,9 +218,18 @@ class Runtime:
         return np.ascontiguousarray(images, self._dtype)
 
 
-class _Stage(typing.NamedTuple):
-    run: typing.Callable  # dict of arrays -> dict of arrays
-    index: int  # of its exit
+class Stage(typing.NamedTuple):
+    """One stage: what it runs, and the names of tensors around it.
+
+    Attributes:
+        run: function from a dict of arrays to a dict of arrays, `"logits"` among them.
+        index: int, the exit it ends at.
+        inputs: names of the arrays it takes.
+        carried: names of all arrays that later stages need, whether this stage made them or one before it.
+    """
+
+    run: typing.Callable
+    index: int
     inputs: tuple
     carried: tuple
 
