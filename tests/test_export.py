@@ -35,11 +35,11 @@ def small():
 
 def nested():
     base = keras.applications.MobileNetV2(
-        weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35, name="base"
+        weights=None, include_top=False, input_shape=(64, 64, 3), alpha=0.35, name="base"
     )
     return keras.Sequential(
         [
-            keras.Input((32, 32, 3)),
+            keras.Input((64, 64, 3)),
             layers.Rescaling(1 / 127.5, offset=-1),
             base,
             layers.GlobalAveragePooling2D(),
@@ -101,13 +101,25 @@ def halving(logits):
 
 
 def early_exit(network, rows=200):
-    """A network with three exits whose logits have a spread of 3, as after training; half leave at each."""
+    """A network with three exits, conditioned as after training; half of what comes to an exit leaves there.
+
+    The statistics of BatchNormalization are those of the images, and the logits have a spread of 1: with
+    random weights alone, deep networks give the same logits for all images, but for rounding.
+    """
     model = harness.randomise(kx.add_exits(network(), exits=2, head="linear"))
     x = images(model, rows)
+    normalisations = [n for n in harness.all_layers(model) if isinstance(n, layers.BatchNormalization)]
+    momenta = [n.momentum for n in normalisations]
+    for n in normalisations:
+        n.momentum = 0.0
+    model(x[:200], training=True)
+    for n, momentum in zip(normalisations, momenta, strict=True):
+        n.momentum = momentum
     for name, z in zip(kx.exit_names(model), logits_of(model, x), strict=True):
         classifier = model.get_layer(name).classifier
         kernel, bias = classifier.get_weights()
-        scale = 3 / z.std(axis=0)
+        scale = 1 / z.std(axis=0)
+        assert scale.max() < 1000
         classifier.set_weights([kernel * scale, (bias - z.mean(axis=0)) * scale])
     return kx.EarlyExit(model, policies.MaxProbability(halving(logits_of(model, x))))
 
@@ -131,7 +143,7 @@ def check_contract(network, format, folder, rows):
     assert near.sum() <= rows / 1000
     np.testing.assert_array_equal(found["exit"][~near], wanted["exit"][~near])
     np.testing.assert_allclose(found["logits"][~near], wanted["logits"][~near], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(found["score"][~near], wanted["score"][~near], atol=1e-5, rtol=0)
+    np.testing.assert_allclose(found["score"][~near], wanted["score"][~near], atol=5e-5, rtol=0)
 
 
 @pytest.mark.parametrize("format", DEVICE)
@@ -300,7 +312,7 @@ def _umask():
     return current
 
 
-@pytest.mark.parametrize(("quantize", "error"), [("float16", 0.001), ("int8", 0.1)])
+@pytest.mark.parametrize(("quantize", "error"), [("float16", 0.01), ("int8", 0.1)])
 def test_quantisation(early, exports, quantize, error, tmp_path):
     x = images(early.model, 40)
     manifest = early.export(tmp_path / "export", "litert", quantize=quantize, representative_data=x)
