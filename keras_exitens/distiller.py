@@ -11,12 +11,13 @@ from keras_exitens.ensemble import at_least_float32, mean
 from keras_exitens.exit_metrics import per_exit
 from keras_exitens.graph import inner_layers
 from keras_exitens.guards import NonFiniteLoss, explained
-from keras_exitens.losses import check_labels, per_sample, standard_labels
+from keras_exitens.losses import check_labels, check_weights, per_sample, standard_labels
 from keras_exitens.objectives import EED, TERMS, Objective
 
 __all__ = ["ExitEnsembleDistiller"]
 
 ENSEMBLE = "ensemble"
+HALF = "mixed_float16"
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens")
@@ -82,6 +83,7 @@ class ExitEnsembleDistiller(keras.Model):
         self._state = {"step": self._scalar("step", 0, "int64")}
         for key, value in objective.initial_state().items():
             self._state[key] = self._scalar(key, value, "float32")
+        self._skipped = self._scalar("skipped_steps", 0, "int64") if self.dtype_policy.name == HALF else None
         self._term_trackers = None
         self.built = True
 
@@ -101,6 +103,18 @@ class ExitEnsembleDistiller(keras.Model):
     def classes(self):
         """Number of classes: the width of the logits."""
         return self.model.output[self._names[-1]].shape[-1]
+
+    @property
+    def skipped_steps(self):
+        """Number of training steps that changed no weight because a gradient overflowed in float16."""
+        return 0 if self._skipped is None else int(self._skipped)
+
+    def _loss_scale(self):
+        if self._skipped is None or not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            return None
+        optimizer = self.optimizer
+        # The value as it is now: Keras gives the variable itself for a tensor.
+        return tf.identity(optimizer.dynamic_scale.value if optimizer.built else optimizer.initial_scale)
 
     def call(self, inputs, training=None, with_features=False):
         """Logits of all exits and of the ensemble.
@@ -206,11 +220,14 @@ class ExitEnsembleDistiller(keras.Model):
             outputs, features = self._run(x, training=True)
             loss, new_state = self._loss(outputs, features, y, sample_weight)
             loss = self.optimizer.scale_loss(loss)
-        weights = self.trainable_weights
+        weights, scale = self.trainable_weights, self._loss_scale()
         if weights:
             self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
         else:
             checks.warn("The network does not have any trainable weights: nothing is learned.")
+        if scale is not None:
+            # Dynamic loss scaling skips the update of gradients that overflow, and lowers the scale.
+            self._skipped.assign_add(ops.cast(self._loss_scale() < scale, "int64"))
         for key, value in new_state.items():
             self._state[key].assign(value)
         self._state["step"].assign_add(1)
@@ -262,6 +279,7 @@ class ExitEnsembleDistiller(keras.Model):
             batch_mean=lambda values: replicas.all_sum(ops.sum(values)) / ops.cast(rows, values.dtype),
         )
         if sample_weight is not None:
+            check_weights(sample_weight)
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
             terms = {key: value * ops.cast(sample_weight, value.dtype) for key, value in terms.items()}
         total = sum(terms.values())
@@ -333,6 +351,11 @@ class ExitEnsembleDistiller(keras.Model):
             data_batch, iterator = replicas.first_local(self.distribute_strategy, next(batches)), None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
+    def export(self, filepath, format="tf_saved_model", **kwargs):
+        """Exports the distiller, logits of all exits; see `keras.Model.export`, whose arguments it takes."""
+        kwargs.setdefault("input_signature", [self.model.input])
+        super().export(filepath, format=format, **kwargs)
+
     def get_config(self):
         return {
             "name": self.name,
@@ -374,7 +397,7 @@ class _Trackers(_Untracked):
 
 def _policy(model):
     policies = [layer.dtype_policy for layer in model.layers]
-    return next((p for p in policies if p.name == "mixed_float16"), None)
+    return next((p for p in policies if p.name == HALF), None)
 
 
 def _check_objective(objective, names):

@@ -120,14 +120,10 @@ def _resolve(identifier):
     if isinstance(identifier, str) and identifier.lower() in ("accuracy", "acc"):
         return keras.metrics.SparseCategoricalAccuracy(name=identifier)
     if isinstance(identifier, str) and identifier.lower() in ("crossentropy", "ce"):
-        metric = keras.metrics.MeanMetricWrapper(cross_entropy, name=identifier)
-        metric._direction = "down"
-        return metric
+        return _mean_loss(cross_entropy, identifier)
     if isinstance(identifier, keras.losses.Loss):
         # Unreduced: the metric takes the mean over all samples.
-        metric = keras.metrics.MeanMetricWrapper(identifier.call, name=identifier.name)
-        metric._direction = "down"
-        return metric
+        return _mean_loss(identifier.call, identifier.name)
     try:
         metric = keras.metrics.get(identifier)
     except (TypeError, ValueError):
@@ -148,6 +144,12 @@ def _resolve(identifier):
         return keras.metrics.MeanMetricWrapper(metric, name=name)
     if isinstance(identifier, str):
         metric.name = identifier
+    return metric
+
+
+def _mean_loss(function, name):
+    metric = keras.metrics.MeanMetricWrapper(function, name=name)
+    metric._direction = "down"
     return metric
 
 

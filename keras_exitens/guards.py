@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_exitens import checks
-from keras_exitens.losses import check_labels
+from keras_exitens.losses import FRACTIONS, SUMS, check_labels
 from keras_exitens.replicas import EMPTY_REPLICA
 
 # What TensorFlow's kernels say of a label that is no class: the loss from ids, and the one-hot look-up.
@@ -123,6 +123,14 @@ def explained(labels, classes):
                 received="a batch with fewer rows than replicas, as the last one of an epoch may be",
                 fix="drop it: dataset.batch(size, drop_remainder=True); or let batch_size divide the rows",
             ) from cause
+        for what in (FRACTIONS, SUMS):
+            if any(what in line for line in lines):
+                raise checks.error(
+                    what,
+                    expected=f"class ids 0 … {classes - 1}, or {classes} probabilities that sum to 1",
+                    received="other values in a batch",
+                    fix="look at the labels that the data set gives",
+                ) from cause
         found = next((line for line in lines if any(w in line for w in _RANGE)), None)
         if found is None:
             raise

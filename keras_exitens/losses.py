@@ -1,5 +1,6 @@
 """The loss given to `compile`, as a function of labels and logits that gives one value per sample."""
 
+import functools
 import inspect
 
 import keras
@@ -10,13 +11,26 @@ from keras import ops
 from keras_exitens import checks
 from keras_exitens.objectives import cross_entropy
 
-__all__ = ["check_labels", "is_of_keras", "one_hot", "per_sample", "standard_labels"]
+__all__ = [
+    "FRACTIONS",
+    "SUMS",
+    "check_labels",
+    "check_weights",
+    "is_of_keras",
+    "one_hot",
+    "per_sample",
+    "standard_labels",
+]
 
 _FIX = "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or loss=None for cross-entropy"
 # Losses of probabilities that cannot be told to take logits.
 _PROBABILITIES_ONLY = ("kldivergence", "poisson", "categoricalgeneralizedcrossentropy")
 # Losses of one score a label, compared with labels 0 and 1.
 _BINARY = ("binarycrossentropy", "binaryfocalcrossentropy")
+# What the assertions in the graph say; `guards` knows the errors by it.
+FRACTIONS = "Labels are not whole numbers."
+SUMS = "The label probabilities of an image do not sum to 1."
+_SUM_TOLERANCE = 0.02  # of bfloat16, and of rows rounded by hand
 
 
 def per_sample(loss, classes):
@@ -37,7 +51,8 @@ def per_sample(loss, classes):
         loss = _by_name(loss, classes)
     if loss is cross_entropy:
         return loss
-    kind = type(loss).__name__ if isinstance(loss, keras.losses.Loss) else getattr(loss, "__name__", "")
+    inner = loss.func if isinstance(loss, functools.partial) else loss
+    kind = type(loss).__name__ if isinstance(loss, keras.losses.Loss) else getattr(inner, "__name__", "")
     _check_kind(kind)
     if isinstance(loss, keras.losses.Loss):
         _check_loss(loss)
@@ -52,7 +67,7 @@ def per_sample(loss, classes):
             fix=_FIX,
         )
     name = getattr(loss, "name", None) or kind or repr(loss)
-    takes = "sparse" if "sparse" in kind.lower() else "one-hot" if is_of_keras(loss) else "any"
+    takes = "sparse" if "sparse" in kind.lower() else "one-hot" if is_of_keras(inner) else "any"
 
     def values(y, logits):
         result = function(_as_taken(y, takes, name, logits), logits)
@@ -159,18 +174,38 @@ def standard_labels(y, classes):
 
     Raises:
         ValueError: the rank or the width of the labels is wrong, seen from the static shape.
+        tf.errors.InvalidArgumentError: ids are not whole, or probabilities do not sum to 1, seen while the
+            graph runs, where it is not compiled by XLA. `guards.explained` puts it in other words.
     """
     _check_shape(y, classes)
     if keras.backend.standardize_dtype(y.dtype) == "string":
         raise _not_numbers(y.dtype, classes)
     if len(y.shape) == 2 and y.shape[1] == 1:
         y = ops.squeeze(y, axis=1)
+    whole = not keras.backend.is_float_dtype(y.dtype)
     if len(y.shape) == 1:
+        if not whole:
+            y = _asserted(tf.debugging.assert_equal(y, tf.round(y), FRACTIONS), y)
         return ops.cast(y, "int32")
-    return y if keras.backend.is_float_dtype(y.dtype) else ops.cast(y, "float32")
+    y = ops.cast(y, "float32") if whole else y
+    gap = tf.abs(tf.reduce_sum(y, axis=-1) - 1)
+    return _asserted(tf.debugging.assert_less(gap, tf.cast(_SUM_TOLERANCE, y.dtype), SUMS), y)
+
+
+def _asserted(assertion, tensor):
+    """The tensor, after the assertion: nothing is trained on it where that fails."""
+    with tf.control_dependencies([assertion] if assertion is not None else []):
+        return tf.identity(tensor)
 
 
 def _check_shape(y, classes):
+    if getattr(getattr(y, "shape", None), "rank", 0) is None:
+        raise checks.error(
+            "The labels have an unknown rank.",
+            expected=f"labels of shape (batch,), (batch, 1) or (batch, {classes})",
+            received="labels of unknown shape, as tf.py_function and tf.io.parse_tensor give them",
+            fix="tell their shape in the data set: data.map(lambda x, y: (x, tf.ensure_shape(y, [None])))",
+        )
     shape = None if y is None else tuple(y.shape)
     if shape is not None and (len(shape) == 1 or (len(shape) == 2 and shape[1] in (1, classes))):
         return
@@ -189,6 +224,18 @@ def _not_numbers(dtype, classes):
         received=f"labels of dtype {dtype}",
         fix="number the classes, for instance with keras.layers.StringLookup",
     )
+
+
+def check_weights(sample_weight):
+    """Raises `ValueError` where weights are not one a sample, seen from the static shape."""
+    shape = tuple(sample_weight.shape)
+    if len(shape) > 2 or shape[1:] not in ((), (1,)):
+        raise checks.error(
+            "`sample_weight` is not one weight an image.",
+            expected="shape (batch,) or (batch, 1)",
+            received=f"shape {shape}",
+            fix="pass one weight an image; weights of classes are `class_weight`",
+        )
 
 
 def check_labels(y, classes, required=False):
@@ -212,6 +259,14 @@ def check_labels(y, classes, required=False):
                 received=f"a minimum of {values.min()}",
                 fix="look at the pipeline that makes them",
             )
+        sums = values.sum(axis=1, dtype="float64")
+        if (np.abs(sums - 1) >= _SUM_TOLERANCE).any():
+            raise checks.error(
+                SUMS,
+                expected="one probability a class, or one-hot rows",
+                received=f"sums from {sums.min():g} to {sums.max():g}",
+                fix="divide each row by its sum; several labels an image are not supported",
+            )
         return
     if values.size:
         if not (values.min() >= 0 and values.max() < classes):  # true for NaN too
@@ -223,7 +278,7 @@ def check_labels(y, classes, required=False):
             )
         if values.dtype.kind == "f" and (values != values.round()).any():
             raise checks.error(
-                "Labels are not whole numbers.",
+                FRACTIONS,
                 expected=f"class ids 0 … {classes - 1}, or probabilities of shape (batch, {classes})",
                 received=f"an array of dtype {values.dtype} with values such as "
                 f"{values[values != values.round()].flat[0]}",

@@ -91,6 +91,7 @@ def half_precision(scope):
     keras.config.set_dtype_policy("float32")
     return {
         "scale": distiller.optimizer.dynamic_scale.numpy(),
+        "skipped": distiller.skipped_steps,
         **{f"{i}": v.numpy() for i, v in enumerate(distiller.weights)},
     }
 

@@ -79,6 +79,7 @@ def test_regularisers_of_activities_are_means_over_all_rows(folder):
 def test_loss_scaling_skips_the_same_steps(slow_folder):
     one, two = both(slow_folder, "half precision")
     assert one["scale"] == two["scale"] < 2.0**18
+    assert one["skipped"] == two["skipped"] > 0
     assert_same(one, two, rtol=0.02, atol=1e-3)
 
 
