@@ -23,7 +23,7 @@ _EXPORTS = {
     "calibrate": "calibration",
     "tradeoff": "tradeoffs",
 }
-_MODULES = ("applications", "callbacks", "data", "objectives", "optimizers", "policies", "runtime")
+_MODULES = ("applications", "callbacks", "data", "objectives", "optimizers", "policies", "runtime", "tuner")
 
 __all__ = [*_EXPORTS, *_MODULES]
 

@@ -107,7 +107,7 @@ class ExitEnsembleDistiller(keras.Model):
     @property
     def skipped_steps(self):
         """Number of training steps that changed no weight because a gradient overflowed in float16."""
-        return 0 if self._skipped is None else int(self._skipped)
+        return 0 if self._skipped is None else int(ops.convert_to_numpy(self._skipped))
 
     def _loss_scale(self):
         if self._skipped is None or not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):

@@ -134,3 +134,18 @@ def test_calibrate_keeps_its_cost_on_the_test_images_and_writes_its_pages(tmp_pa
         assert "Images that leave last" in (tmp_path / f"out/budget_{number}.html").read_text()
         assert (tmp_path / f"out/budget_{number}.png").read_bytes().startswith(b"\x89PNG")
     assert len(keras_exitens.ExitRecords.load(tmp_path / "out/calibration.npz")) == 431
+
+
+@pytest.mark.slow
+def test_two_workers_train_together_and_the_search_finds_a_network(tmp_path):
+    arguments = ["--width", 0.0625, "--epochs", 1, "--run", "job"]
+    done = run("multi_worker.py", "--local", 2, *arguments, cwd=tmp_path)
+    assert "2 replicas, from step 0 on" in done.stdout and "test accuracy" in done.stdout
+    assert (tmp_path / "job/last.keras").exists() and (tmp_path / "job/backup").exists()
+
+    arguments = ["--trials", 2, "--epochs", 1, "--width", 0.0625, "--folder", "search"]
+    done = run("tune.py", *arguments, cwd=tmp_path)
+    assert "best val_tradeoff" in done.stdout and "learning_rate" in done.stdout
+    loaded = keras.models.load_model(tmp_path / "search/best.keras")
+    assert loaded.compiled
+    assert list((tmp_path / "search/tensorboard").rglob("events.*"))

@@ -57,6 +57,7 @@ ORDER = [
     "tradeoffs",
     "exit_tensorboard",
     "callbacks",
+    "tuner",
     "optimizers",
     "idx",
     "sources",

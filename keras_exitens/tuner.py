@@ -1,0 +1,214 @@
+"""`ExitHyperModel`: a KerasTuner search over how a network gets its exits, and how they are trained."""
+
+import keras
+import numpy as np
+
+from keras_exitens import checks, objectives
+from keras_exitens.attach import add_exits, exit_names
+from keras_exitens.costs import cost
+from keras_exitens.distiller import ExitEnsembleDistiller
+
+keras_tuner = checks.optional_import("keras_tuner", "tuner")
+
+__all__ = ["ExitHyperModel", "tradeoff_area"]
+
+# Name -> objective from its temperature, the weight of its teacher and that of its features. The last entries
+# say which of the three it has.
+_OBJECTIVES = {
+    "eed": (lambda t, w, f: objectives.EED("mse", w, feature_weight=f), ("teacher_weight", "feature_weight")),
+    "eed-kl": (
+        lambda t, w, f: objectives.EED("kl", w, t, f),
+        ("temperature", "teacher_weight", "feature_weight"),
+    ),
+    "beed": (
+        lambda t, w, f: objectives.BEED(temperature=t, feature_weight=f),
+        ("temperature", "feature_weight"),
+    ),
+    "dbt": (lambda t, w, f: objectives.DBT(w, t), ("temperature", "teacher_weight")),
+    "byot": (
+        lambda t, w, f: objectives.BYOT(w, t, f),
+        ("temperature", "teacher_weight", "feature_weight"),
+    ),
+    "cross-entropy": (lambda t, w, f: objectives.CrossEntropy(), ()),
+}
+_CHOICES = ("exits", "placement", "head", "objective")
+_RANGES = ("temperature", "teacher_weight", "feature_weight", "learning_rate")
+
+
+class ExitHyperModel(keras_tuner.HyperModel):
+    """The search space of multi-exit networks over one backbone; works with every tuner of KerasTuner.
+
+    Each argument is searched where it holds several values, and fixed where it is one value. Parameters that
+    an objective does not have are not searched under it.
+
+    The objective of the tuner is any logged metric, with its direction:
+    `keras_tuner.Objective("val_final_accuracy", "max")`; or `keras_tuner.Objective("val_tradeoff", "max")`,
+    the area under validation accuracy against cost, see `tradeoff_area`. HParams are written by KerasTuner
+    where `search` gets a `TensorBoard` callback.
+
+    Args:
+        backbone: function without arguments that gives a new network, as `add_exits` takes it.
+        exits: int, or several: numbers of early exits. Defaults to `(1, 2, 3)`.
+        placement: `"compute"`, `"stage"`, or both (default).
+        head: one or several heads of `add_exits`. Defaults to `("bottleneck", "separable", "linear")`.
+        objective: one or several of `"eed"`, `"eed-kl"`, `"beed"`, `"dbt"`, `"byot"`, `"cross-entropy"`.
+            Defaults to all.
+        temperature: number > 0, or (low, high). Defaults to `(1.0, 6.0)`.
+        teacher_weight: number in (0, 1], or (low, high): `output_weight` of EED, `weight` of DBT, `alpha` of
+            BYOT. Defaults to `(0.1, 0.9)`.
+        feature_weight: number > 0, or (low, high). Defaults to `(0.003, 1.0)`.
+        learning_rate: number > 0, or (low, high). Defaults to `(0.003, 0.3)`.
+        optimizer: function that makes an optimizer from a learning rate. Default: SGD with momentum 0.9.
+        **compile_arguments: of `ExitEnsembleDistiller.compile`; `metrics` defaults to `["accuracy"]`.
+
+    Raises:
+        ValueError: an argument is none of the known values or out of range; nothing is left to search.
+        ImportError: KerasTuner is not installed.
+
+    Example:
+
+    ```python
+    space = kx.tuner.ExitHyperModel(lambda: kx.applications.ResNet18(input_shape=(32, 32, 3), classes=10))
+    search = keras_tuner.RandomSearch(space, keras_tuner.Objective("val_tradeoff", "max"), max_trials=20)
+    search.search(images, labels, validation_split=0.1, epochs=5)
+    (best,) = search.get_best_models(1)  # an ExitEnsembleDistiller
+    ```
+    """
+
+    def __init__(
+        self,
+        backbone,
+        *,
+        exits=(1, 2, 3),
+        placement=("compute", "stage"),
+        head=("bottleneck", "separable", "linear"),
+        objective=tuple(_OBJECTIVES),
+        temperature=(1.0, 6.0),
+        teacher_weight=(0.1, 0.9),
+        feature_weight=(0.003, 1.0),
+        learning_rate=(0.003, 0.3),
+        optimizer=None,
+        **compile_arguments,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.optimizer = optimizer or (lambda rate: keras.optimizers.SGD(rate, momentum=0.9))
+        self.compile_arguments = {"metrics": ["accuracy"], **compile_arguments}
+        given = {"exits": exits, "placement": placement, "head": head, "objective": objective}
+        self.choices = {name: _several(name, value) for name, value in given.items()}
+        for name in self.choices["objective"]:
+            checks.one_of("objective", name, tuple(_OBJECTIVES))
+        given = (temperature, teacher_weight, feature_weight, learning_rate)
+        self.ranges = {name: _range(name, value) for name, value in zip(_RANGES, given, strict=True)}
+        used = {"learning_rate"}.union(*(_OBJECTIVES[name][1] for name in self.choices["objective"]))
+        searched = [name for name, values in self.choices.items() if len(values) > 1]
+        searched += [name for name in used if self.ranges[name][0] < self.ranges[name][1]]
+        if not searched:
+            raise checks.error(
+                "There is nothing to search: every argument has one value.",
+                expected="several values of at least one argument",
+                received=f"{self.choices}, {self.ranges}",
+                fix="for instance learning_rate=(0.003, 0.3); or train that one network, without a tuner",
+            )
+
+    def build(self, hp):
+        """A compiled distiller with the values of `hp`."""
+        self._check_space(hp)
+        choice = {name: self._chosen(hp, name) for name in _CHOICES}
+        make, _ = _OBJECTIVES[choice["objective"]]
+        values = {name: self._number(hp, name, choice["objective"]) for name in _RANGES[:-1]}
+        model = add_exits(
+            self.backbone(), choice["exits"], placement=choice["placement"], head=choice["head"]
+        )
+        distiller = ExitEnsembleDistiller(model, make(*values.values()))
+        rate = self._number(hp, "learning_rate")
+        distiller.compile(optimizer=self.optimizer(rate), **self.compile_arguments)
+        return distiller
+
+    def fit(self, hp, model, *args, callbacks=(), **kwargs):
+        """Trains one trial; logs `val_tradeoff` beside the metrics of `compile`."""
+        callbacks = [_LogTradeoff(), *(callbacks or ())]  # first: the tuner's own callbacks read it
+        return model.fit(*args, callbacks=callbacks, **kwargs)
+
+    def _chosen(self, hp, name):
+        values = self.choices[name]
+        return values[0] if len(values) == 1 else hp.Choice(name, list(values))
+
+    def _number(self, hp, name, objective=None):
+        low, high = self.ranges[name]
+        owners = [o for o in self.choices["objective"] if name in _OBJECTIVES[o][1]]
+        if low == high or (objective is not None and not owners):
+            return low
+        if objective is None or len(self.choices["objective"]) == 1:
+            return hp.Float(name, low, high, sampling="log")
+        with hp.conditional_scope("objective", owners):
+            value = hp.Float(name, low, high, sampling="log")
+        return value if objective in owners else low
+
+    def _check_space(self, hp):
+        known = {*_CHOICES, *_RANGES}
+        foreign = [name for name in hp.values if name not in known and not name.startswith("tuner/")]
+        if foreign:
+            raise checks.error(
+                "The folder of the tuner holds the search of another project.",
+                expected=f"hyperparameters among {sorted(known)}",
+                received=f"{foreign}",
+                fix="give the tuner another directory or project_name, or overwrite=True",
+                kind=keras_tuner.errors.FatalValueError,
+            )
+
+
+def tradeoff_area(accuracies, costs, budget):
+    """The area under accuracy against cost, of budgets from nothing to that of the plain network.
+
+    Between two exits lie the mixtures of both, so the curve is straight there; an exit that is worse than one
+    before it counts as that one. A budget below the first exit gives no answer, and counts as accuracy 0.
+
+    Args:
+        accuracies: accuracy of each exit, in order.
+        costs: cost to leave at each exit, cumulative.
+        budget: cost of the network without exits.
+
+    Returns:
+        float in [0, 1]; more is better. 1 would be a network that is always right at no cost.
+    """
+    points = np.asarray(costs, "float64") / budget
+    heights = np.maximum.accumulate(np.asarray(accuracies, "float64"))
+    at = np.unique(np.clip([points[0], *points, 1.0], points[0], max(1.0, points[0])))
+    at = at[at <= 1.0]
+    if not len(at):
+        return 0.0
+    return float(np.trapezoid(np.interp(at, points, heights), at))
+
+
+class _LogTradeoff(keras.callbacks.Callback):
+    def on_train_begin(self, logs=None):
+        network = cost(self.model.model)
+        self._costs, self._budget = network.cumulative, network.backbone
+        self._names = exit_names(self.model.model)
+
+    def on_epoch_end(self, epoch, logs=None):
+        found = [logs.get(f"val_{name}_accuracy") for name in self._names]
+        if None not in found:
+            logs["val_tradeoff"] = tradeoff_area(found, self._costs, self._budget)
+
+
+def _several(name, value):
+    values = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not values:
+        raise checks.error(
+            f"`{name}` holds no value.",
+            expected="one value, or several to search",
+            received=f"{name}={value!r}",
+            fix="leave it out to search the defaults",
+        )
+    return values
+
+
+def _range(name, value):
+    low, high = value if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
+    highest = 1 if name == "teacher_weight" else None
+    for bound in (low, high):
+        checks.number(name, bound, above=0, high=highest)
+    checks.number(name, high, low=low)
+    return float(low), float(high)

@@ -1,0 +1,188 @@
+"""Searches over exits, objectives and learning rates, with every tuner of KerasTuner."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import keras_exitens as kx
+
+keras_tuner = pytest.importorskip("keras_tuner")
+
+GOAL = keras_tuner.Objective("val_tradeoff", "max")
+
+
+def backbone():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Conv2D(4, 3, padding="same", activation="relu"),
+            layers.Conv2D(4, 3, 2, padding="same", activation="relu"),
+            layers.Conv2D(8, 3, 2, padding="same", activation="relu"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+
+
+def space(**options):
+    fixed = {"exits": 1, "head": "linear", "placement": "compute", "learning_rate": 0.05}
+    return kx.tuner.ExitHyperModel(backbone, **{**fixed, "objective": ["eed", "dbt"], **options})
+
+
+def data(rows=24):
+    rng = np.random.default_rng(0)
+    y = np.arange(rows) % 3
+    return (rng.normal(size=(rows, 8, 8, 1)) + y[:, None, None, None]).astype("float32"), y
+
+
+def search(tuner, **options):
+    x, y = data()
+    tuner.search(x, y, validation_data=(x, y), epochs=1, verbose=0, **options)
+    return tuner
+
+
+TUNERS = {
+    "random": lambda s, **o: keras_tuner.RandomSearch(s, GOAL, max_trials=2, **o),
+    "bayesian": lambda s, **o: keras_tuner.BayesianOptimization(
+        s, GOAL, max_trials=2, num_initial_points=1, **o
+    ),
+    "grid": lambda s, **o: keras_tuner.GridSearch(s, GOAL, max_trials=2, **o),
+    "hyperband": lambda s, **o: keras_tuner.Hyperband(s, GOAL, max_epochs=2, factor=2, **o),
+}
+
+
+@pytest.mark.parametrize(
+    "kind", ["random", *(pytest.param(k, marks=pytest.mark.slow) for k in ("bayesian", "grid", "hyperband"))]
+)
+def test_every_tuner_finds_distillers_that_can_be_used(kind, tmp_path):
+    options = {"directory": tmp_path, "project_name": "p", "seed": 1}
+    found = search(TUNERS[kind](space(), **options))
+    (best,) = found.get_best_models(1)
+    assert isinstance(best, kx.ExitEnsembleDistiller)
+    (trial,) = found.oracle.get_best_trials(1)
+    assert trial.score == max(t.score for t in found.oracle.trials.values() if t.score is not None)
+    x, y = data()
+    logs = best.evaluate(x, y, verbose=0, return_dict=True)
+    network = kx.cost(best.model)
+    accuracies = [logs[f"{name}_accuracy"] for name in ("exit_1", "final")]
+    area = kx.tuner.tradeoff_area(accuracies, network.cumulative, network.backbone)
+    np.testing.assert_allclose(area, trial.score, rtol=1e-6)
+    assert best.fit(x, y, verbose=0).history["loss"]
+
+    again = TUNERS[kind](space(), **options)  # trials are restored from the folder
+    assert {t.trial_id: t.score for t in again.oracle.trials.values()} == {
+        t.trial_id: t.score for t in found.oracle.trials.values()
+    }
+
+
+def test_the_defaults_search_everything_and_what_is_fixed_is_not_searched():
+    hp = keras_tuner.HyperParameters()
+    kx.tuner.ExitHyperModel(backbone).build(hp)
+    assert {p.name for p in hp.space} == {
+        *("exits", "placement", "head", "objective"),
+        *("temperature", "teacher_weight", "feature_weight", "learning_rate"),
+    }
+    hp = keras_tuner.HyperParameters()
+    distiller = space(objective="byot", temperature=2.5, feature_weight=0.5).build(hp)
+    assert [p.name for p in hp.space] == ["teacher_weight"]
+    assert (distiller.objective.temperature, distiller.objective.feature_weight) == (2.5, 0.5)
+    assert distiller.objective.alpha == hp.get("teacher_weight")
+    np.testing.assert_allclose(distiller.optimizer.learning_rate, 0.05)
+
+
+@pytest.mark.parametrize("name", kx.tuner._OBJECTIVES)
+def test_values_reach_the_objective(name):
+    hp = keras_tuner.HyperParameters()
+    model = space(objective=name, learning_rate=(0.01, 0.1))
+    hp.Float("learning_rate", 0.01, 0.1, sampling="log")
+    hp.values["learning_rate"] = 0.03
+    distiller = model.build(hp)
+    np.testing.assert_allclose(distiller.optimizer.learning_rate, 0.03)
+    names = {p.name for p in hp.space} - {"learning_rate"}
+    assert names == set(kx.tuner._OBJECTIVES[name][1])
+    if "temperature" in names:
+        assert distiller.objective.temperature == hp.get("temperature")
+
+
+def test_the_area_under_the_tradeoff():
+    area = kx.tuner.tradeoff_area
+    assert area([1.0], [0.0], 10) == 1.0  # always right, at no cost
+    assert area([0.8, 1.0], [5, 10], 10) == pytest.approx(0.5 * 0.9)
+    assert area([0.8, 0.6], [5, 10], 10) == pytest.approx(0.5 * 0.8)  # nobody need go on
+    assert area([0.8, 1.0], [5, 15], 10) == pytest.approx(0.5 * 0.85)  # the end is beyond the budget
+    assert area([0.5, 1.0], [12, 20], 10) == 0.0
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"objective": "eed", "teacher_weight": 0.5, "feature_weight": 1.0}, "nothing to search"),
+        ({"objective": "edd"}, "did you mean 'eed'"),
+        ({"temperature": (0.0, 1.0)}, "temperature"),
+        ({"teacher_weight": (0.5, 2.0)}, "teacher_weight"),
+        ({"learning_rate": (0.1, 0.01)}, "learning_rate"),
+        ({"head": ()}, "`head` holds no value"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        space(**options)
+
+
+def test_the_folder_of_another_project_is_told(tmp_path):
+    def other(hp):
+        model = keras.Sequential([keras.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)])
+        model.compile(keras.optimizers.SGD(hp.Choice("rate", [0.1, 0.2])), "mse")
+        return model
+
+    options = {"max_trials": 2, "directory": tmp_path, "project_name": "p"}
+    goal = keras_tuner.Objective("val_loss", "min")
+    x, _ = data()
+    one = keras_tuner.RandomSearch(other, goal, **{**options, "max_trials": 1})
+    one.search(x, np.zeros((24, 3)), validation_split=0.5, verbose=0)
+    with pytest.raises(ValueError, match=r"(?s)another project.*'rate'.*overwrite=True"):
+        search(keras_tuner.RandomSearch(space(), GOAL, **options))
+
+
+WORKER = """
+import sys
+import test_tuner as t
+import keras_tuner
+options = {"directory": sys.argv[1], "project_name": "p", "seed": 1}
+found = t.search(keras_tuner.RandomSearch(t.space(), t.GOAL, max_trials=4, **options))
+print("trials of", found.tuner_id, len(found.oracle.get_best_trials(9)))
+"""
+
+
+@pytest.mark.slow
+def test_a_chief_and_two_workers_share_a_search(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    here = pathlib.Path(__file__).parent
+    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    shared = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port), "PYTHONPATH": paths}
+    processes = []
+    for name in ("chief", "worker-0", "worker-1"):
+        environment = {**os.environ, **shared, "KERASTUNER_TUNER_ID": name}
+        command = [sys.executable, "-c", WORKER, str(tmp_path)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        processes.append(subprocess.Popen(command, env=environment, **pipes))
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in processes[1:]]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes[1:]] == [0, 0], outputs
+    assert all("trials of worker" in output for output in outputs)
+    trials = list((tmp_path / "p").glob("trial_*/trial.json"))
+    assert len(trials) == 4
+    statuses = [json.loads(path.read_text())["status"] for path in trials]
+    assert statuses == ["COMPLETED"] * 4
