@@ -458,14 +458,17 @@ def applications():
 
 
 def settle(model, x):
-    """Gives every normalisation nearly the statistics of `x`, so that random weights tell its images apart.
+    """Gives every normalisation the statistics of `x`, so that random weights tell its images apart.
 
-    Not quite: divided by the deviation of an almost dead channel, rounding would grow from layer to layer.
+    But for channels almost dead: divided by their deviation, rounding would grow from layer to layer.
     """
     norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
     for norm in norms:
-        norm.momentum = 0.2
+        norm.momentum = 0.0
     model(x, training=True)
+    for norm in norms:
+        variance = np.asarray(norm.moving_variance)
+        norm.moving_variance.assign(np.maximum(variance, 0.1 * variance.mean()))
 
 
 FAST = ("MobileNetV3Small",)
