@@ -437,8 +437,8 @@ def applications():
     body = made.MobileNetV2(weights=None, include_top=False, input_shape=(32, 32, 3), alpha=0.35)
     return {
         "ResNet50": lambda: made.ResNet50(weights=None, input_shape=(32, 32, 3), classes=6),
-        "DenseNet121": lambda: made.DenseNet121(weights=None, input_shape=(32, 32, 3), classes=6),
-        "InceptionV3": lambda: made.InceptionV3(weights=None, input_shape=(75, 75, 3), classes=6),
+        "DenseNet121": lambda: made.DenseNet121(weights=None, input_shape=(64, 64, 3), classes=6),
+        "InceptionV3": lambda: made.InceptionV3(weights=None, input_shape=(139, 139, 3), classes=6),
         "MobileNetV3Small": lambda: made.MobileNetV3Small(weights=None, input_shape=(32, 32, 3), classes=6),
         "EfficientNetB0": lambda: made.EfficientNetB0(weights=None, input_shape=(32, 32, 3), classes=6),
         "ConvNeXtTiny": lambda: made.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3), classes=6),
