@@ -457,20 +457,6 @@ def applications():
     }
 
 
-def settle(model, x):
-    """Gives every normalisation the statistics of `x`, so that random weights tell its images apart.
-
-    But for channels almost dead: divided by their deviation, rounding would grow from layer to layer.
-    """
-    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
-    for norm in norms:
-        norm.momentum = 0.0
-    model(x, training=True)
-    for norm in norms:
-        variance = np.asarray(norm.moving_variance)
-        norm.moving_variance.assign(np.maximum(variance, 0.1 * variance.mean()))
-
-
 FAST = ("MobileNetV3Small",)
 
 
@@ -484,7 +470,7 @@ def test_applications(name):
     model = harness.randomise(kx.add_exits(applications()[name](), exits=3, head="linear"))
     x = varied(harness.images(model, count=24))
     x = x * 40 + 128 if name in ("MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny", "transfer") else x
-    settle(model, x)
+    harness.settle(model, x)
     logits = stacked(model, x)
     policy = policies.MaxProbability(spread("max_probability", logits))
     wanted = policy.simulate(logits)
