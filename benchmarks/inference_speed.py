@@ -196,13 +196,22 @@ def optimize(batch, rounds):
     return report
 
 
+def as_in_earlyon():
+    """ResNet50 with the exits and the heads that earlyon gives it."""
+    keras.utils.set_random_seed(0)
+    backbone = keras.applications.ResNet50(
+        weights=None, input_shape=(SIZE, SIZE, 3), classifier_activation=None
+    )
+    outputs = {}
+    for i, name in enumerate(("conv2_block3_out", "conv3_block4_out", "conv4_block6_out"), 1):
+        x = keras.layers.GlobalAveragePooling2D()(backbone.get_layer(name).output)
+        outputs[f"exit_{i}"] = keras.layers.Dense(1000)(keras.layers.Dense(256, activation="relu")(x))
+    return keras.Model(backbone.input, {**outputs, "final": backbone.output})
+
+
 def earlyon(python, batch, rounds):
     """In turns with a process that runs the same network in PyTorch, two threads on each side."""
-    keras.utils.set_random_seed(0)
-    backbone = keras.applications.ResNet50(weights=None, input_shape=(SIZE, SIZE, 3))
-    model = kx.add_exits(
-        backbone, ["conv2_block3_out", "conv3_block4_out", "conv4_block6_out"], head="linear"
-    )
+    model = as_in_earlyon()
     x = images(batch)
     if batch == 1:  # ten images, one after another
         cases = [
@@ -292,6 +301,7 @@ def main():
     parts = ("routing", "single", "optimize", "earlyon", "memory")
     parser.add_argument("--parts", nargs="+", choices=parts, default=[p for p in parts if p != "earlyon"])
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 128])
+    parser.add_argument("--earlyon-batches", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--shares", nargs="+", choices=SHARES, default=["40/30/20/10"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--torch", help="a Python with torch and earlyon")
@@ -329,7 +339,7 @@ def main():
     for batch, shares in itertools.product(args.batches, args.shares) if "routing" in args.parts else ():
         case = functools.partial(routing, network(), batch, shares, args.rounds)
         measure(f"routing {batch} shares {shares}", case)
-    for batch in (1, 16, 64) if "earlyon" in args.parts else ():
+    for batch in args.earlyon_batches if "earlyon" in args.parts else ():
         measure(f"earlyon {batch}", functools.partial(earlyon, args.torch, batch, args.rounds))
     if "memory" in args.parts:
         measure("memory", lambda: {f"{rows:,} images, MiB": memory(rows) for rows in (2_000, 20_000)})

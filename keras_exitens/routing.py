@@ -33,9 +33,10 @@ def route(stages, policy, indices, images, thresholds=None):
     rows = tf.shape(images)[0]
     if images.shape[0] is None or images.shape[0] == 0:
         # Layers see one row of zeros in place of none: kernels for convolutions return wrong shapes for none.
-        images = tf.cond(
-            rows > 0, lambda: images, lambda: tf.zeros([1, *tf.unstack(tf.shape(images)[1:])], images.dtype)
-        )
+        # Sizes that are known stay known: TensorFlow fuses less where they are not.
+        sizes = zip(images.shape[1:], tf.unstack(tf.shape(images)[1:]), strict=True)
+        one_row = [1, *(size if known is None else known for known, size in sizes)]
+        images = tf.cond(rows > 0, lambda: images, lambda: tf.zeros(one_row, images.dtype))
     finite = tf.ones(tf.shape(images)[:1], bool)
     if images.dtype.is_floating:
         finite = tf.reduce_all(tf.math.is_finite(images), axis=list(range(1, images.shape.rank)))
