@@ -292,7 +292,7 @@ def picture(figures, path):
     axes.set_xlabel("batch, and percent of the images that leave at each exit")
     axes.set_ylabel("expected time / time of early exit")
     axes.set_title("ResNet50, 224 × 224, three early exits: how near to the ideal")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     figure.savefig(path, dpi=120)
 
 
