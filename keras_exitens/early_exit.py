@@ -113,8 +113,7 @@ class EarlyExit(keras.Model):
         return self.route(images)
 
     def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
-        """As `keras.Model.predict`, for arrays, `tf.data`, generators and `PyDataset`s; also for no rows at
-        all."""
+        """As `keras.Model.predict`, of all that it takes, and of arrays without rows."""
         if len(getattr(x, "shape", ())) and x.shape[0] == 0:
             _check_images(x, self.model.inputs[0])
             return self._nothing()
