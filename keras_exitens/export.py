@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_exitens import agreement, checks, policies, runtime, scores
 from keras_exitens.conversion import to_litert, to_onnx
 from keras_exitens.precision import in_float32
-from keras_exitens.stages import split
+from keras_exitens.stages import handed_on, split
 
 __all__ = ["FORMATS", "export"]
 
@@ -222,7 +222,7 @@ def _examples(chain, images):
             values = dict.fromkeys(chain[0].inputs, tf.constant(image[None]))
             for stage in chain[:-1]:
                 made = stage(values)
-                values = {name: made[name] if name in made else values[name] for name in stage.carried}
+                values = handed_on(values, made, stage.carried)
             yield {name: np.asarray(values[name]) for name in chain[-1].inputs}
 
     return batches

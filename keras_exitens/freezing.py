@@ -8,7 +8,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from keras_exitens import checks
 from keras_exitens.folding import fold
-from keras_exitens.stages import LOGITS, split
+from keras_exitens.stages import LOGITS, handed_on, split
 
 __all__ = ["Chain", "FrozenStage", "fingerprint"]
 
@@ -114,6 +114,6 @@ def _agree(stages, folded):
         difference = tf.reduce_max(tf.abs(made[LOGITS] - by_folded[LOGITS]))
         if not difference <= 1e-5 * tf.reduce_max(tf.abs(made[LOGITS])):
             return False
-        values = {name: made[name] if name in made else values[name] for name in stage.carried}
-        others = {name: by_folded[name] if name in by_folded else others[name] for name in stage.carried}
+        values = handed_on(values, made, stage.carried)
+        others = handed_on(others, by_folded, stage.carried)
     return True

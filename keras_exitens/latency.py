@@ -10,7 +10,7 @@ from keras_exitens import checks
 from keras_exitens.attach import exit_names
 from keras_exitens.costs import ExitCost
 from keras_exitens.graph import NOMINAL_SIZE
-from keras_exitens.stages import split_heads
+from keras_exitens.stages import handed_on, split_heads
 
 __all__ = ["measured_cost"]
 
@@ -50,7 +50,7 @@ def measured_cost(model, batch_size=1, repeats=20):
             for tensor in made.values():
                 tensor.numpy()  # waits for it
             seconds.append(time.perf_counter() - start)
-            values = {name: made[name] if name in made else values[name] for name in carried}
+            values = handed_on(values, made, carried)
     names = exit_names(model)
     medians = {
         (name, part): statistics.median(seconds[2:]) / batch_size

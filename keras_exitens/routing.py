@@ -7,7 +7,7 @@ import keras
 import tensorflow as tf
 
 from keras_exitens import scores
-from keras_exitens.stages import LOGITS
+from keras_exitens.stages import LOGITS, handed_on
 
 __all__ = ["route"]
 
@@ -50,7 +50,7 @@ def route(stages, policy, indices, images, thresholds=None):
         result = {"logits": logits, "exit": tf.fill(tf.shape(score), index), "score": score}
         if k == len(stages) - 1:
             return result
-        values = {name: made[name] if name in made else batch["values"][name] for name in stage.carried}
+        values = handed_on(batch["values"], made, stage.carried)
         batch = {"values": values, "state": state, "finite": batch["finite"]}
         going_on = tf.where(scores.goes_on(keras.ops, score, thresholds[index]))
 

@@ -8,7 +8,7 @@ import keras
 from keras_exitens import checks
 from keras_exitens.names import exit_graph, exit_order
 
-__all__ = ["LOGITS", "Stage", "split", "split_heads"]
+__all__ = ["LOGITS", "Stage", "handed_on", "split", "split_heads"]
 
 LOGITS = "logits"  # the output of a stage that holds the logits of its exit
 
@@ -48,7 +48,7 @@ def split(model, exits=None):
     for stage in stages:
         made = stage(values)
         logits = made["logits"]
-        values = {name: made[name] if name in made else values[name] for name in stage.carried}
+        values = handed_on(values, made, stage.carried)
     ```
 
     Args:
@@ -98,6 +98,20 @@ def split_heads(model):
                 results.append({LOGITS: outputs[name]} if ends else {})
     pieces = _chain(graph, parts, results, [f"{model.name}_{name}_{part}" for name, part in labels])
     return [(*label, *piece) for label, piece in zip(labels, pieces, strict=True)]
+
+
+def handed_on(values, made, carried):
+    """What the next stage of a chain gets: of what there was and what was made, the tensors needed later.
+
+    Args:
+        values: dict of tensors, those that this stage got.
+        made: dict of tensors, those that it gave.
+        carried: names, as in `Stage`.
+
+    Returns:
+        A dict of tensors.
+    """
+    return {name: made[name] if name in made else values[name] for name in carried}
 
 
 def _chain(graph, parts, results, names):
