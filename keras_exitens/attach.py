@@ -10,10 +10,12 @@ from keras import layers
 from keras_exitens import checks
 from keras_exitens.classifier import find_classifier, last_map
 from keras_exitens.costs import cost
-from keras_exitens.graph import Graph, flatten, is_functional, is_map, spatial_size
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph, is_map, spatial_size
 from keras_exitens.layers import HEADS, ExitLogits, apply_head, data_format_of
 from keras_exitens.names import FINAL, exit_graph, exit_order
 from keras_exitens.placement import place
+from keras_exitens.wrapping import is_functional
 
 __all__ = ["add_exits", "exit_features", "exit_names", "strip_exits"]
 

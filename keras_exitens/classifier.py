@@ -6,8 +6,9 @@ import keras
 from keras import layers
 
 from keras_exitens import checks
-from keras_exitens.graph import Graph, is_functional, is_map, spatial_size
+from keras_exitens.graph import Graph, is_map, spatial_size
 from keras_exitens.layers import ExitLogits, data_format_of
+from keras_exitens.wrapping import is_functional
 
 __all__ = ["Classifier", "check_logits", "find_classifier", "last_map", "output_activation"]
 

@@ -7,9 +7,11 @@ import keras
 from keras import layers
 
 from keras_exitens import checks
-from keras_exitens.graph import Graph, flatten, is_functional
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph
 from keras_exitens.names import FINAL, exit_graph, exit_order
 from keras_exitens.operation_counts import count_operations
+from keras_exitens.wrapping import is_functional
 
 __all__ = ["ExitCost", "LayerCost", "cost"]
 
@@ -222,7 +224,7 @@ def cost(model):
     """
     graph, outputs = _flat(model)
     names = tuple(exit_order(graph, outputs))
-    records = tuple(_layer_costs(graph, [(name, graph.ancestors(outputs[name])) for name in names]))
+    records = tuple(_layer_costs(graph, {name: outputs[name] for name in names}))
     stages, heads = (_sums(records, names, part, "multiply_adds") for part in ("stage", "head"))
     return ExitCost(names, stages, heads, layers=records)
 
@@ -238,13 +240,12 @@ def _flat(model):
     return graph, outputs
 
 
-def _layer_costs(graph, needed):
-    """The `LayerCost` of each step, by exit; `needed` has the steps that each exit depends on."""
-    counts, shapes = count_operations(graph), graph.shapes()
-    counted, seen = set(), set()
-    for name, indices in needed:
-        for i in sorted(indices - counted):
-            step = graph.steps[i]
+def _layer_costs(graph, outputs):
+    """The `LayerCost` of each step, by exit; `outputs` are the logits of the exits in order, final last."""
+    counts, shapes, seen = count_operations(graph), graph.shapes(), set()
+    backbone = graph.ancestors(list(outputs.values())[-1])
+    for name, steps in zip(outputs, graph.increments(outputs.values()), strict=True):
+        for step in steps:
             operation = step.operation
             # A shared layer has its parameters once.
             new = isinstance(operation, layers.Layer) and id(operation) not in seen
@@ -253,13 +254,12 @@ def _layer_costs(graph, needed):
                 name=operation.name,
                 kind=type(operation).__name__,
                 exit=name,
-                part="stage" if i in needed[-1][1] else "head",
+                part="stage" if step.index in backbone else "head",
                 shape=tuple(shapes[id(step.outputs[0])][1:]),
-                multiply_adds=counts[i].multiply_adds,
-                other=counts[i].other,
+                multiply_adds=counts[step.index].multiply_adds,
+                other=counts[step.index].other,
                 parameters=operation.count_params() if new else 0,
             )
-        counted |= indices
 
 
 def _sums(records, names, part, what):

@@ -3,8 +3,10 @@
 import keras
 
 from keras_exitens import checks
-from keras_exitens.graph import Graph, flatten, is_functional
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph
 from keras_exitens.layers import ExitLogits
+from keras_exitens.wrapping import is_functional
 
 __all__ = ["FINAL", "check_multi_exit", "exit_graph", "exit_order"]
 

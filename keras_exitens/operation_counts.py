@@ -9,10 +9,11 @@ from keras import layers
 from keras_exitens import checks
 from keras_exitens.calls import Call
 from keras_exitens.elementwise import activation_operations, other_operations
-from keras_exitens.graph import Graph, is_functional
+from keras_exitens.graph import Graph
 from keras_exitens.layers import ExitLogits
 from keras_exitens.products import products
 from keras_exitens.traced import traced_operations
+from keras_exitens.wrapping import is_functional
 
 __all__ = ["Operations", "count_operations"]
 

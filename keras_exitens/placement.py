@@ -8,8 +8,9 @@ import typing
 import keras
 
 from keras_exitens import checks
-from keras_exitens.graph import is_functional, is_map, spatial_size
+from keras_exitens.graph import is_map, spatial_size
 from keras_exitens.operation_counts import count_operations
+from keras_exitens.wrapping import is_functional
 
 __all__ = ["place"]
 

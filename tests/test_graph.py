@@ -19,7 +19,8 @@ from harness import (
 )
 from keras import layers, ops
 
-from keras_exitens.graph import Graph, flatten, is_map, spatial_size
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph, is_map, spatial_size
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda build: build.__name__, scope="module")

@@ -19,6 +19,7 @@ ORDER = [
     "wrapping",
     "runtime",
     "graph",
+    "flattening",
     "layers",
     "classifier",
     "names",

@@ -32,7 +32,8 @@ from harness import (
 from keras import layers
 
 import keras_exitens as kx
-from keras_exitens.graph import Graph, flatten
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph
 from keras_exitens.operation_counts import count_operations
 
 

@@ -7,7 +7,8 @@ from harness import CLASSES, classify, conv, images, logits_by_hand, randomise, 
 from keras import layers, ops
 
 import keras_exitens as kx
-from keras_exitens.graph import Graph, flatten
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph
 from keras_exitens.wrapping import unwrapped, wrap
 
 pytestmark = pytest.mark.filterwarnings("ignore:An exit costs more")  # in networks as small as these
