@@ -1,6 +1,5 @@
 """`ExitTensorBoard`: what the exits do during training, in TensorBoard."""
 
-import io
 import json
 import math
 import re
@@ -8,7 +7,7 @@ import re
 import keras
 import tensorflow as tf
 
-from keras_exitens import checks
+from keras_exitens import checks, figures
 from keras_exitens.attach import exit_names
 from keras_exitens.collection import Collector
 from keras_exitens.costs import cost
@@ -16,6 +15,8 @@ from keras_exitens.distiller import ExitEnsembleDistiller
 from keras_exitens.tradeoffs import tradeoff
 
 __all__ = ["ExitTensorBoard"]
+
+_LEVELS = 32  # thresholds of an exit: finer steps could not be seen in the picture
 
 
 class ExitTensorBoard(keras.callbacks.TensorBoard):
@@ -104,12 +105,9 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
         self._drawn = self._epoch
         if self.data is None:
             return
-        found = tradeoff(self._collect(self.data, verbose=0), self._cost)
-        file = io.BytesIO()
-        found.plot().savefig(file, format="png", dpi=100)
-        picture = tf.image.decode_png(file.getvalue(), channels=3)
+        found = tradeoff(self._collect(self.data, verbose=0), self._cost, levels=_LEVELS)
         with self._board.as_default(step=self._epoch):
-            tf.summary.image("tradeoff", picture[None])
+            tf.summary.image("tradeoff", figures.pixels(found.plot())[None])
             taken = found.chosen["exit"]
             tf.summary.histogram("early_exit/exit_taken", taken, buckets=len(self._names))
             tf.summary.scalar("early_exit/cost", found.chosen["cost"])

@@ -4,7 +4,7 @@ import numpy as np
 
 from keras_exitens import checks
 
-__all__ = ["image_grid", "tradeoff_figure"]
+__all__ = ["image_grid", "pixels", "tradeoff_figure"]
 
 _DIAGRAMS = 6  # reliability diagrams in a row
 
@@ -12,6 +12,13 @@ _DIAGRAMS = 6  # reliability diagrams in a row
 def _figure(width, height):
     module = checks.optional_import("matplotlib.figure", "plots")
     return module.Figure(figsize=(width, height), layout="constrained")
+
+
+def pixels(figure):
+    """A matplotlib `Figure` as drawn: a uint8 array `(height, width, 4)`, red, green, blue and alpha."""
+    canvas = checks.optional_import("matplotlib.backends.backend_agg", "plots").FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())
 
 
 def tradeoff_figure(tradeoff):

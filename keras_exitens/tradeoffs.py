@@ -117,7 +117,9 @@ class Tradeoff:
         return rows
 
 
-def tradeoff(records, cost, policy="max_probability", *, chosen_on=None, chosen=None, ensemble=False):
+def tradeoff(
+    records, cost, policy="max_probability", *, chosen_on=None, chosen=None, ensemble=False, levels=None
+):
     """Measures what a family of policies trades accuracy for cost at.
 
     The policies are those that the search of `calibrate` finds best for all budgets at once. Chosen and
@@ -132,12 +134,15 @@ def tradeoff(records, cost, policy="max_probability", *, chosen_on=None, chosen=
         chosen: a policy to mark, such as the result of `calibrate`; by default the cheapest of the curve that
             loses at most 0.01 of accuracy where it was chosen.
         ensemble: bool, as in `calibrate`.
+        levels: int, thresholds tried at each early exit; by default as many as `calibrate` starts from, which
+            is 158 at each of three. Fewer are faster.
 
     Returns:
         A `Tradeoff`: `.table()`, `.frame()`, `.plot()`, `.to_html(path)`.
 
     Raises:
-        ValueError: costs, or a policy, for another number of exits; records of other exits.
+        ValueError: costs, or a policy, for another number of exits; records of other exits; `levels` less
+            than 2.
 
     Example:
 
@@ -158,7 +163,7 @@ def tradeoff(records, cost, policy="max_probability", *, chosen_on=None, chosen=
         )
     kind, spending = policies.get(policy), Spending(cost, records)
     searched = Replay(kind, chosen_on, spending, ensemble=ensemble)
-    size = grid_size(records.exits)
+    size = grid_size(records.exits) if levels is None else checks.number("levels", levels, low=2)
     path = merge(found for subset in searched.subsets() for found in front(subset, size))[::-1]
     measured = Replay(kind, records, spending, ensemble=ensemble)
     places = np.unique(np.linspace(0, len(path) - 1, _POINTS).round().astype(int))

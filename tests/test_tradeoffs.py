@@ -193,13 +193,18 @@ def test_page_is_whole_and_needs_no_other_file(page, curve):
     assert text.count(f"{curve.exits[first].name}, ") >= 12 and text.count("final, ") >= 12
 
 
-def test_page_in_a_browser(page, tmp_path):
-    text = browser.dom(page.as_uri())
-    assert "Images that leave last" in text and text.count("<tr>") == 19
-    browser.chromium("--window-size=900,1200", f"--screenshot={tmp_path / 'page.png'}", page.as_uri())
-    pixels = matplotlib.imread(tmp_path / "page.png")
-    assert pixels.shape[:2] == (1200, 900)
-    assert len(np.unique(pixels.reshape(-1, pixels.shape[2]), axis=0)) > 50  # something was drawn
+def test_page_in_a_browser(page, curve):
+    with browser.chromium(900, 1200) as window:
+        window.get(page.as_uri())
+        expected = [(1000, 500), (300, 100), (300, 100)]  # the curve and what stands below it, images
+        text, pictures = browser.wait_for(
+            window, "Exits <of> a & b", "Images that leave last", pictures=expected
+        )
+        overflow = window.execute_script("return document.body.scrollWidth - document.body.clientWidth")
+    for exit in curve.exits:
+        assert f"{exit.accuracy:.1%}" in text
+    assert len(pictures) == 3
+    assert overflow <= 0
 
 
 def test_images_that_leave_first_are_the_surest(curve):
@@ -221,6 +226,14 @@ def test_what_does_not_fit_is_refused(curve, records, others, tmp_path):
         kx.tradeoff(records, COST, chosen=policies.Margin([0.5, 0.5]))
     with pytest.raises(ValueError, match="did you mean 'margin'"):
         kx.tradeoff(records, COST, "margins")
+
+
+def test_with_two_levels_all_images_leave_at_one_exit(records):
+    curve = kx.tradeoff(records, COST, levels=2)
+    assert {tuple(point["shares"]) for point in curve.points} <= {tuple(row) for row in np.eye(4)}
+    assert len(curve.points) > 1
+    with pytest.raises(ValueError, match="levels=1"):
+        kx.tradeoff(records, COST, levels=1)
 
 
 def test_exits_of_and_policies_agree(records):
