@@ -8,6 +8,8 @@ import math
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from keras_exitens import agreement, checks, policies, runtime, scores
 from keras_exitens.conversion import to_litert, to_onnx
+from keras_exitens.hints import Path
 from keras_exitens.precision import in_float32
 from keras_exitens.stages import handed_on, split
 
@@ -30,8 +33,15 @@ _PACKAGES = {
 
 
 def export(
-    early, path, format="tf_saved_model", *, labels=None, quantize=None, representative_data=None, verify=True
-):
+    early: keras.Model,
+    path: Path,
+    format: Literal["tf_saved_model", "litert", "onnx"] = "tf_saved_model",
+    *,
+    labels: Sequence[str] | None = None,
+    quantize: Literal["int8"] | None = None,
+    representative_data: np.ndarray | None = None,
+    verify: bool = True,
+) -> dict[str, Any]:
     """Writes an `EarlyExit` to a folder, from which it runs without this library.
 
     - `"tf_saved_model"`: one SavedModel with the routing in it, for TensorFlow Serving and
@@ -94,7 +104,7 @@ def export(
         else:
             manifest["stages"] = _write_stages(early, model, folder, format, quantize, images)
             for module in (runtime, scores, checks):
-                shutil.copy(module.__file__, folder)
+                shutil.copy(str(module.__file__), folder)
         _write_manifest(folder, manifest)
         if format != "tf_saved_model" and verify and quantize is None:
             agreement.verify(runtime.load(folder), model, early.policy)
