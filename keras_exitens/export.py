@@ -30,6 +30,7 @@ _PACKAGES = {
     "litert": ("ai-edge-litert",),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
 }
+_ENGINES = {"litert": "ai_edge_litert.interpreter", "onnx": "onnxruntime"}
 
 
 def export(
@@ -38,7 +39,7 @@ def export(
     format: Literal["tf_saved_model", "litert", "onnx"] = "tf_saved_model",
     *,
     labels: Sequence[str] | None = None,
-    quantize: Literal["int8"] | None = None,
+    quantize: Literal["int8", "float16"] | None = None,
     representative_data: np.ndarray | None = None,
     verify: bool = True,
 ) -> dict[str, Any]:
@@ -82,6 +83,9 @@ def export(
     """
     checks.one_of("format", format, FORMATS)
     _check_options(early, format, labels, quantize, representative_data)
+    runs = (verify and quantize is None) or representative_data is not None
+    if runs and format in _ENGINES:  # the stages are run once written: what that needs is asked for first
+        checks.optional_import(_ENGINES[format], "export")
     images = None if representative_data is None else agreement.images_of(representative_data)
     model = early.model if format == "tf_saved_model" else in_float32(early.model)
     with _folder(path) as folder:
