@@ -89,7 +89,7 @@ def what_is_missing_is_named(kx, early, records, costs):
         ("matplotlib", "plots", lambda: tradeoff.to_html("page.html")),
         ("pandas", "plots", tradeoff.frame),
         ("ai_edge_litert", "export", lambda: early.export("litert", format="litert")),
-        ("onnx", "export", lambda: early.export("onnx", format="onnx")),
+        ("onnxruntime", "export", lambda: early.export("onnx", format="onnx")),
     ]
     for module, extra, use in uses:
         if importlib.util.find_spec(module) is not None:

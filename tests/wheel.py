@@ -3,6 +3,8 @@
     python tests/wheel.py                 # about three minutes, 2.5 GB for as long as it runs
     python tests/wheel.py --keep dist     # leaves both files in that folder
     python tests/wheel.py --contents      # builds, and looks at what is in them, only
+    python tests/wheel.py --documents README.md docs/howto/*.md
+                                          # then installs all extras, and runs the Python in these documents
 
 `fresh_install.py` is what runs in the new environment. The versions of what the wheel needs are those of
 `constraints.txt`.
@@ -11,6 +13,7 @@
 import argparse
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -72,11 +75,23 @@ def try_out(wheel, folder):
     place.mkdir()
     shutil.copy(ROOT / "tests" / "fresh_install.py", place)
     run(python, "fresh_install.py", cwd=place)
+    return python, place
+
+
+def run_documents(documents, wheel, python, place):
+    """Runs the blocks of each document one after another, as a reader does, with all extras installed."""
+    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[all]", cwd=place)
+    for document in documents:
+        blocks = re.findall(r"```python\n(.*?)```", document.read_text(), flags=re.DOTALL)
+        assert blocks, f"{document} has no Python"
+        (place / f"{document.stem}.py").write_text("\n".join(blocks))
+        run(python, f"{document.stem}.py", cwd=place)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--keep", type=pathlib.Path, help="folder for the sdist and the wheel")
+    parser.add_argument("--documents", type=pathlib.Path, nargs="+", default=[], help="Markdown files")
     parser.add_argument("--contents", action="store_true", help="build and look inside only")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -85,7 +100,9 @@ def main():
         sdist, wheel = build(folder / "dist")
         check_contents(sdist, wheel)
         if not args.contents:
-            try_out(wheel, folder)
+            installed = try_out(wheel, folder)
+            if args.documents:
+                run_documents(args.documents, wheel, *installed)
         if args.keep:
             args.keep.mkdir(parents=True, exist_ok=True)
             for file in (sdist, wheel):
