@@ -1,39 +1,57 @@
 # `make demo` and `make test` need Python 3.11 or newer, pip and make; everything else they install themselves.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow lint format bench clean
+.PHONY: demo test test-fast test-slow test-lowest wheel-test lint format bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
 
-test: lint
+test: lint test-fast
+
+test-fast: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
 
+# The same tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+test-lowest:
+	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt test-fast
+
+# Builds sdist and wheel into dist/, and tries the wheel, without extras, in an environment made for that.
+wheel-test: $(READY)
+	$(BIN)/python tests/wheel.py --keep dist
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The quick benchmarks, a few minutes altogether; those of the documents take more rounds and larger networks.
 bench: $(READY)
-	$(BIN)/python benchmarks/training_speed.py
+	$(BIN)/python benchmarks/placement_table.py
+	$(BIN)/python benchmarks/calibration_speed.py --rows 5000 10000 --rounds 3
+	$(BIN)/python benchmarks/training_speed.py --batch 32 --rounds 3
+	$(BIN)/python benchmarks/deployment_speed.py --network ResNet18 --size 32 --images 16 --batches 1 8 --rounds 3
+	$(BIN)/python benchmarks/tensorboard_overhead.py --images 1000 --epochs 10
+	$(BIN)/python benchmarks/scaling.py --paper
 
 # The environment is made once, from the tested versions, and again only when these files change.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --upgrade pip setuptools wheel
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.[dev]'
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -3,6 +3,8 @@
 import itertools
 import math
 import re
+from collections.abc import Callable
+from typing import Any, Literal
 
 import keras
 from keras import layers
@@ -20,7 +22,14 @@ from keras_exitens.wrapping import is_functional
 __all__ = ["add_exits", "exit_features", "exit_names", "strip_exits"]
 
 
-def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=None):
+def add_exits(
+    model: keras.Model,
+    exits: int | list[str] | tuple[str, ...] = 3,
+    *,
+    placement: Literal["compute", "stage"] = "compute",
+    head: Literal["bottleneck", "conv", "separable", "linear"] | Callable[..., Any] = "bottleneck",
+    name: str | None = None,
+) -> keras.Model:
     """Turns an image classification network into a multi-exit network.
 
     The layers of `model` are shared, not copied: building changes nothing in `model`, and training the
@@ -102,7 +111,9 @@ def add_exits(model, exits=3, *, placement="compute", head="bottleneck", name=No
     return result
 
 
-def strip_exits(model, exit="final", activation="restore"):
+def strip_exits(
+    model: keras.Model, exit: str = "final", activation: Literal["restore"] | None = "restore"
+) -> keras.Model:
     """The plain single-output network that ends at one exit, its layers shared with `model`.
 
     Args:
@@ -136,7 +147,7 @@ def strip_exits(model, exit="final", activation="restore"):
     return keras.Model(inputs, output, name=model.name)
 
 
-def exit_names(model):
+def exit_names(model: keras.Model) -> list[str]:
     """Names of the exits of a multi-exit model, first exit first, `"final"` last.
 
     Args:
@@ -153,7 +164,7 @@ def exit_names(model):
     return exit_order(graph, outputs)
 
 
-def exit_features(model):
+def exit_features(model: keras.Model) -> dict[str, keras.KerasTensor]:
     """The features that enter the classifiers of a multi-exit model.
 
     Args:

@@ -1,9 +1,13 @@
 """`calibrate`: from records and costs to a policy. It never sees a model."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 
 from keras_exitens import checks, policies
 from keras_exitens.certificates import fixed_sequence, hoeffding_bentkus, least_rows
+from keras_exitens.costs import ExitCost
 from keras_exitens.records import ExitRecords
 from keras_exitens.replay import Replay, Spending
 from keras_exitens.schedules import geometric
@@ -17,18 +21,18 @@ _TESTS = 32  # at most, on the way to the certified policy
 
 
 def calibrate(
-    records,
-    cost,
+    records: ExitRecords,
+    cost: ExitCost | Sequence[float],
     *,
-    max_accuracy_drop=None,
-    cost_budget=None,
-    policy="max_probability",
-    temperature=False,
-    confidence=None,
-    schedule=None,
-    ensemble=False,
-    seed=0,
-):
+    max_accuracy_drop: float | None = None,
+    cost_budget: float | None = None,
+    policy: str | type[policies.Policy] = "max_probability",
+    temperature: bool = False,
+    confidence: float | None = None,
+    schedule: Literal["geometric"] | None = None,
+    ensemble: bool = False,
+    seed: int = 0,
+) -> policies.Policy:
     """Chooses the thresholds of all exits together, and which exits to use at all.
 
     Either the cheapest policy that loses at most `max_accuracy_drop`, or the most accurate one that costs

@@ -6,12 +6,15 @@ import tensorflow as tf
 
 from keras_exitens import checks
 from keras_exitens.attach import exit_names
+from keras_exitens.hints import Data
 from keras_exitens.records import ExitRecords, fingerprint, network_of
 
 __all__ = ["Collector", "collect"]
 
 
-def collect(model, data, batch_size=None, verbose="auto"):
+def collect(
+    model: keras.Model, data: Data, batch_size: int | None = None, verbose: str | int = "auto"
+) -> ExitRecords:
     """Runs a multi-exit network over labelled images once, and keeps what all exits say.
 
     Runs in inference mode, in Keras's own `predict`; nothing of the model is changed. Logits and labels are

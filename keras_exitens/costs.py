@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Literal
 
 import keras
 from keras import layers
@@ -35,7 +37,7 @@ class LayerCost:
     kind: str
     exit: str
     part: str
-    shape: tuple
+    shape: tuple[int | None, ...]
     multiply_adds: int
     other: int
     parameters: int
@@ -57,13 +59,13 @@ class ExitCost:
         layers: `LayerCost` of every call of a layer, in the order in which the network runs; not compared.
     """
 
-    names: tuple
-    stages: tuple
-    heads: tuple
+    names: tuple[str, ...]
+    stages: tuple[float, ...]
+    heads: tuple[float, ...]
     unit: str = "multiply-adds"
-    layers: tuple = dataclasses.field(default=(), compare=False, repr=False)
+    layers: tuple[LayerCost, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.names or not len(self.names) == len(self.stages) == len(self.heads):
             raise checks.error(
                 "An ExitCost has as many stages and heads as exits, and at least one.",
@@ -73,11 +75,11 @@ class ExitCost:
             )
 
     @property
-    def cumulative(self):
+    def cumulative(self) -> tuple[float, ...]:
         """Cost to leave at each exit, all earlier stages and heads included."""
         return tuple(itertools.accumulate(s + h for s, h in zip(self.stages, self.heads, strict=True)))
 
-    def only(self, enabled):
+    def only(self, enabled: Sequence[bool]) -> "ExitCost":
         """The cost when some early exits are switched off: their heads do not run, their stages do.
 
         Args:
@@ -101,55 +103,55 @@ class ExitCost:
         return dataclasses.replace(self, heads=heads, layers=left)
 
     @property
-    def backbone(self):
+    def backbone(self) -> float:
         """Cost of the network without any early exit."""
         return sum(self.stages)
 
     @property
-    def stage_multiply_adds(self):
+    def stage_multiply_adds(self) -> tuple[int, ...]:
         """Multiply-adds of the stage before each exit."""
         return _sums(self.layers, self.names, "stage", "multiply_adds")
 
     @property
-    def head_multiply_adds(self):
+    def head_multiply_adds(self) -> tuple[int, ...]:
         """Multiply-adds of the head of each exit."""
         return _sums(self.layers, self.names, "head", "multiply_adds")
 
     @property
-    def stage_other(self):
+    def stage_other(self) -> tuple[int, ...]:
         """Operations beside multiply-adds of the stage before each exit."""
         return _sums(self.layers, self.names, "stage", "other")
 
     @property
-    def head_other(self):
+    def head_other(self) -> tuple[int, ...]:
         """Operations beside multiply-adds of the head of each exit."""
         return _sums(self.layers, self.names, "head", "other")
 
     @property
-    def stage_parameters(self):
+    def stage_parameters(self) -> tuple[int, ...]:
         """Parameters of the stage before each exit."""
         return _sums(self.layers, self.names, "stage", "parameters")
 
     @property
-    def head_parameters(self):
+    def head_parameters(self) -> tuple[int, ...]:
         """Parameters of the head of each exit."""
         return _sums(self.layers, self.names, "head", "parameters")
 
     @property
-    def parameters(self):
+    def parameters(self) -> int:
         """Parameters of the whole multi-exit network."""
         return sum(layer.parameters for layer in self.layers)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> float:
         return self.cumulative[index]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.table()
 
-    def table(self, by="exit"):
+    def table(self, by: Literal["exit", "stage", "layer"] = "exit") -> str:
         """The costs as text.
 
         Args:
@@ -190,7 +192,7 @@ class ExitCost:
         return rows
 
 
-def cost(model):
+def cost(model: keras.Model) -> ExitCost:
     """Counts what a network computes, and its parameters: per layer, per stage, per head and per exit.
 
     One multiply-add is one multiplication with its addition: half of what profilers call floating point

@@ -1,12 +1,14 @@
 """Images for training, validation, calibration and test, as `tf.data` pipelines."""
 
 import dataclasses
-import typing
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from keras_exitens import batches, checks, parts, sources
+from keras_exitens.hints import Path
 
 __all__ = ["Splits", "load"]
 
@@ -58,29 +60,29 @@ class Splits:
     validation: tf.data.Dataset | None = dataclasses.field(repr=False)
     calibration: tf.data.Dataset | None = dataclasses.field(repr=False)
     test: tf.data.Dataset = dataclasses.field(repr=False)
-    sizes: dict
-    class_names: tuple = dataclasses.field(repr=False)
-    input_shape: tuple
+    sizes: dict[str, int]
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    input_shape: tuple[int, int, int]
     batch_size: int
     steps_per_epoch: int
     augment: str | None
     padding: int
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     seed: int
-    _stream: typing.Callable = dataclasses.field(repr=False)
+    _stream: Callable[[int], tf.data.Dataset] = dataclasses.field(repr=False)
 
     @property
-    def classes(self):
+    def classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
 
     @property
-    def train(self):
+    def train(self) -> tf.data.Dataset:
         """The training batches from step 0 on: `train_from(0)`."""
         return self.train_from(0)
 
-    def train_from(self, step):
+    def train_from(self, step: int) -> tf.data.Dataset:
         """The training batches from a step on, without end.
 
         Batch `step` is a pure function of the arguments of `load` and of `step`: nothing depends on what was
@@ -104,7 +106,7 @@ class Splits:
         """
         return self._stream(checks.whole("step", step, low=0))
 
-    def fit_arguments(self, epochs, start=0):
+    def fit_arguments(self, epochs: int, start: int = 0) -> dict[str, Any]:
         """The arguments with which `fit` trains for `epochs` epochs and validates after each.
 
         Args:
@@ -133,18 +135,18 @@ class Splits:
 
 
 def load(
-    name="digits",
-    batch_size=128,
+    name: str = "digits",
+    batch_size: int = 128,
     *,
-    augment="auto",
-    validation=0.1,
-    calibration=0.1,
-    train_limit=None,
-    image_size=None,
-    data_dir=None,
-    seed=0,
-    split_seed=0,
-):
+    augment: Literal["auto", "crop_flip", "crop"] | None = "auto",
+    validation: float = 0.1,
+    calibration: float = 0.1,
+    train_limit: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    data_dir: Path | None = None,
+    seed: int = 0,
+    split_seed: int = 0,
+) -> Splits:
     """Loads an image classification set, cut into training, validation, calibration and test parts.
 
     The test part is the one that the data set publishes: its split `test`, else `validation`; a set without

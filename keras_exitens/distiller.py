@@ -1,6 +1,10 @@
 """`ExitEnsembleDistiller`: trains a multi-exit network in Keras's own `fit`."""
 
+from collections.abc import Callable
+from typing import Any, Self
+
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import ops
 
@@ -11,6 +15,7 @@ from keras_exitens.ensemble import at_least_float32, mean
 from keras_exitens.exit_metrics import per_exit
 from keras_exitens.graph import inner_layers
 from keras_exitens.guards import NonFiniteLoss, explained
+from keras_exitens.hints import Data, Path, Tensor
 from keras_exitens.losses import check_labels, check_weights, per_sample, standard_labels
 from keras_exitens.objectives import EED, TERMS, Objective
 
@@ -64,7 +69,13 @@ class ExitEnsembleDistiller(keras.Model):
     arXiv 2104.00299.
     """
 
-    def __init__(self, model, objective=None, name=None, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        objective: Objective | None = None,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         names = exit_names(model)
         objective = EED() if objective is None else objective
         _check_objective(objective, names)
@@ -83,8 +94,9 @@ class ExitEnsembleDistiller(keras.Model):
         self._state = {"step": self._scalar("step", 0, "int64")}
         for key, value in objective.initial_state().items():
             self._state[key] = self._scalar(key, value, "float32")
-        self._skipped = self._scalar("skipped_steps", 0, "int64") if self.dtype_policy.name == HALF else None
-        self._term_trackers = None
+        half = self.dtype_policy.name == HALF
+        self._skipped: Any = self._scalar("skipped_steps", 0, "int64") if half else None
+        self._term_trackers: _Trackers | None = None
         self.built = True
 
     def _scalar(self, name, value, dtype):
@@ -100,12 +112,12 @@ class ExitEnsembleDistiller(keras.Model):
         )
 
     @property
-    def classes(self):
+    def classes(self) -> int:
         """Number of classes: the width of the logits."""
         return self.model.output[self._names[-1]].shape[-1]
 
     @property
-    def skipped_steps(self):
+    def skipped_steps(self) -> int:
         """Number of training steps that changed no weight because a gradient overflowed in float16."""
         return 0 if self._skipped is None else int(ops.convert_to_numpy(self._skipped))
 
@@ -116,7 +128,7 @@ class ExitEnsembleDistiller(keras.Model):
         # The value as it is now: Keras gives the variable itself for a tensor.
         return tf.identity(optimizer.dynamic_scale.value if optimizer.built else optimizer.initial_scale)
 
-    def call(self, inputs, training=None, with_features=False):
+    def call(self, inputs: Tensor, training: bool | None = None, with_features: bool = False) -> Any:
         """Logits of all exits and of the ensemble.
 
         Args:
@@ -135,13 +147,13 @@ class ExitEnsembleDistiller(keras.Model):
 
     def compile(
         self,
-        optimizer="rmsprop",
-        loss=None,
-        loss_weights=None,
-        metrics=None,
-        weighted_metrics=None,
-        **kwargs,
-    ):
+        optimizer: str | keras.optimizers.Optimizer = "rmsprop",
+        loss: str | keras.losses.Loss | Callable[[Tensor, Tensor], Tensor] | None = None,
+        loss_weights: None = None,
+        metrics: list[Any] | None = None,
+        weighted_metrics: list[Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Configures training.
 
         Args:
@@ -212,7 +224,7 @@ class ExitEnsembleDistiller(keras.Model):
                 fix="leave `steps_per_execution` out",
             )
 
-    def train_step(self, data):
+    def train_step(self, data: Data) -> dict[str, Tensor]:
         """One update of the weights from one batch `(x, y[, sample_weight])`."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = standard_labels(y, self.classes)
@@ -233,7 +245,7 @@ class ExitEnsembleDistiller(keras.Model):
         self._state["step"].assign_add(1)
         return self._logs(x, y, outputs, sample_weight)
 
-    def test_step(self, data):
+    def test_step(self, data: Data) -> dict[str, Tensor]:
         """Loss and metrics of one batch; changes no weight, statistic or state."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         y = standard_labels(y, self.classes)
@@ -241,12 +253,12 @@ class ExitEnsembleDistiller(keras.Model):
         self._loss(outputs, features, y, sample_weight)
         return self._logs(x, y, outputs, sample_weight)
 
-    def predict_step(self, data):
+    def predict_step(self, data: Data) -> dict[str, Tensor]:
         """Logits of all exits and of the ensemble of one batch `(x[, y, sample_weight])`."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self._run(x, training=False)[0]
 
-    def predict_on_batch(self, x):
+    def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         """Logits of one batch; see `keras.Model.predict_on_batch`."""
         rows = len(keras.tree.flatten(x)[0])
         # Every replica gets the whole batch, and Keras gives the outputs of all of them.
@@ -292,7 +304,9 @@ class ExitEnsembleDistiller(keras.Model):
         share = ops.cast(own_rows / rows, total.dtype)
         return ops.sum(total) / ops.cast(rows, total.dtype) + added * share, new_state
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Tensor, y: Tensor, y_pred: dict[str, Tensor], sample_weight: Tensor = None
+    ) -> dict[str, Tensor]:
         """Updates the metrics of all exits from the dict of logits; see `keras.Model.compute_metrics`."""
         return self._logs(x, standard_labels(y, self.classes), y_pred, sample_weight)
 
@@ -303,14 +317,24 @@ class ExitEnsembleDistiller(keras.Model):
         return replicas.reducible(logs, self.distribute_strategy)
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         """The loss, its terms, and the metrics of all exits."""
         metrics = super().metrics
         if self._term_trackers is None:
             return metrics
         return [metrics[0], *self._term_trackers.values(), *metrics[1:]]
 
-    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
+    def fit(
+        self,
+        x: Data = None,
+        y: Data = None,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: list[keras.callbacks.Callback] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains; see `keras.Model.fit`, whose arguments it takes.
 
         Labels that are arrays, those of the validation data too, are checked first. A loss that is not
@@ -328,17 +352,17 @@ class ExitEnsembleDistiller(keras.Model):
         with explained(y, self.classes):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
-    def evaluate(self, x=None, y=None, *args, **kwargs):
+    def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes."""
         with explained(y, self.classes):
             return super().evaluate(x, y, *args, **kwargs)
 
-    def train_on_batch(self, x, y=None, *args, **kwargs):
+    def train_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """One training step; see `keras.Model.train_on_batch`. Labels that are arrays are checked first."""
         with explained(y, self.classes):
             return super().train_on_batch(x, y, *args, **kwargs)
 
-    def test_on_batch(self, x, y=None, *args, **kwargs):
+    def test_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """One evaluation step; see `keras.Model.test_on_batch`. Labels that are arrays are checked first."""
         with explained(y, self.classes):
             return super().test_on_batch(x, y, *args, **kwargs)
@@ -351,12 +375,12 @@ class ExitEnsembleDistiller(keras.Model):
             data_batch, iterator = replicas.first_local(self.distribute_strategy, next(batches)), None
         super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)
 
-    def export(self, filepath, format="tf_saved_model", **kwargs):
+    def export(self, filepath: Path, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """Exports the distiller, logits of all exits; see `keras.Model.export`, whose arguments it takes."""
         kwargs.setdefault("input_signature", [self.model.input])
         super().export(filepath, format=format, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "model": keras.saving.serialize_keras_object(self.model),
@@ -364,18 +388,18 @@ class ExitEnsembleDistiller(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = dict(config)
         model = keras.saving.deserialize_keras_object(config.pop("model"))
         objective = keras.saving.deserialize_keras_object(config.pop("objective"))
         return cls(model, objective, **config)
 
-    def get_compile_config(self):
+    def get_compile_config(self) -> dict[str, Any] | None:
         if self.compiled:
             return keras.saving.serialize_keras_object(self._compile_arguments.value)
         return None
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: dict[str, Any]) -> None:
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 

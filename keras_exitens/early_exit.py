@@ -1,5 +1,7 @@
 """`EarlyExit`: a multi-exit model that lets each image leave as soon as a policy is sure of it."""
 
+from typing import Any, Literal, NoReturn, Self
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -9,6 +11,7 @@ from keras_exitens import export as exporting
 from keras_exitens.attach import exit_names
 from keras_exitens.classifier import check_logits
 from keras_exitens.freezing import Chain
+from keras_exitens.hints import Data, Path, Tensor
 from keras_exitens.policies import Policy
 from keras_exitens.routing import route
 
@@ -56,7 +59,14 @@ class EarlyExit(keras.Model):
     ```
     """
 
-    def __init__(self, model, policy, optimize=False, name=None, **kwargs):
+    def __init__(
+        self,
+        model: keras.Model,
+        policy: Policy,
+        optimize: bool = False,
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         names = exit_names(model)
         check_logits(model, names)
         if not isinstance(policy, Policy):
@@ -80,14 +90,14 @@ class EarlyExit(keras.Model):
         self.built = True
 
     @property
-    def exit_names(self):
+    def exit_names(self) -> tuple[str, ...]:
         """Names of all exits of the model, in the order that `"exit"` counts them in."""
         return self._names
 
-    def call(self, images):
+    def call(self, images: Tensor) -> dict[str, Tensor]:
         return self._route(self._chain.live, images)
 
-    def route(self, images, thresholds=None):
+    def route(self, images: Tensor, thresholds: Tensor = None) -> dict[str, Tensor]:
         """What `predict` runs, for use in a `tf.function`: with `optimize=True`, weights are constants in it.
 
         Args:
@@ -108,11 +118,18 @@ class EarlyExit(keras.Model):
         indices = self.policy.enabled_exits(len(self._names))
         return route(chain, self.policy, indices, images, thresholds)
 
-    def predict_step(self, data):
+    def predict_step(self, data: Data) -> dict[str, Tensor]:
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self.route(images)
 
-    def predict(self, x, batch_size=None, verbose="auto", steps=None, callbacks=None):
+    def predict(
+        self,
+        x: Data,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        steps: int | None = None,
+        callbacks: list[keras.callbacks.Callback] | None = None,
+    ) -> dict[str, np.ndarray]:
         """As `keras.Model.predict`, of all that it takes, and of arrays without rows."""
         if len(getattr(x, "shape", ())) and x.shape[0] == 0:
             _check_images(x, self.model.inputs[0])
@@ -120,7 +137,7 @@ class EarlyExit(keras.Model):
         self._renew()
         return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
-    def predict_on_batch(self, x):
+    def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         self._renew()
         return super().predict_on_batch(x)
 
@@ -137,7 +154,7 @@ class EarlyExit(keras.Model):
             "score": np.zeros(0, "float32"),
         }
 
-    def compute_output_spec(self, images):
+    def compute_output_spec(self, images: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
         rows = images.shape[0]
         classes = self.model.output[self._names[-1]].shape[-1]
         return {
@@ -146,7 +163,9 @@ class EarlyExit(keras.Model):
             "score": keras.KerasTensor((rows,), "float32"),
         }
 
-    def summary(self, data=None, *args, batch_size=32, **kwargs):
+    def summary(
+        self, data: Data = None, *args: Any, batch_size: int = 32, **kwargs: Any
+    ) -> exit_summary.ExitSummary | None:
         """Without data, Keras's summary of the layers. With data, what early exit does to them.
 
         Args:
@@ -162,7 +181,12 @@ class EarlyExit(keras.Model):
             return super().summary(*positional, **kwargs)
         return exit_summary.measure(self, data, batch_size)
 
-    def export(self, filepath, format="tf_saved_model", **options):
+    def export(
+        self,
+        filepath: Path,
+        format: Literal["tf_saved_model", "litert", "onnx"] = "tf_saved_model",
+        **options: Any,
+    ) -> dict[str, Any]:
         """Writes a folder from which early exit runs without this library.
 
         Args:
@@ -176,13 +200,13 @@ class EarlyExit(keras.Model):
         """
         return exporting.export(self, filepath, format, **options)
 
-    def train_step(self, data):
+    def train_step(self, data: Data) -> NoReturn:
         raise _inference_only("fit", "train the model with keras_exitens.ExitEnsembleDistiller(early.model)")
 
-    def test_step(self, data):
+    def test_step(self, data: Data) -> NoReturn:
         raise _inference_only("evaluate", "call early.summary((images, labels))")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "model": keras.saving.serialize_keras_object(self.model),
@@ -191,7 +215,7 @@ class EarlyExit(keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         config = {**config}
         for key in ("model", "policy"):
             config[key] = keras.saving.deserialize_keras_object(config[key])

@@ -1,11 +1,15 @@
 """From the outputs of all exits to one teacher."""
 
+from collections.abc import Sequence
+
 from keras import ops
+
+from keras_exitens.hints import Tensor
 
 __all__ = ["at_least_float32", "mean", "weighted_mean"]
 
 
-def at_least_float32(tensors):
+def at_least_float32(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The tensors in float32, or in float64 where they are float64 already: losses never lose precision."""
     return [
         t if t.dtype == "float64" else ops.cast(t, "float32") for t in map(ops.convert_to_tensor, tensors)

@@ -34,19 +34,19 @@ class ExitSummary:
         full_seconds: float, the same for the network without early exits, measured in turns.
     """
 
-    names: tuple
+    names: tuple[str, ...]
     rows: int
     accuracy: float
     full_accuracy: float
     agreement: float
-    shares: tuple
-    exit_accuracy: tuple
+    shares: tuple[float, ...]
+    exit_accuracy: tuple[float, ...]
     multiply_adds: float
     full_multiply_adds: int
     seconds: float
     full_seconds: float
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{'exit':12} {'rows':>7} {'right':>7}"]
         for name, share, right in zip(self.names, self.shares, self.exit_accuracy, strict=True):
             lines.append(f"{name:12} {share:7.1%} {'' if np.isnan(right) else f'{right:.1%}':>7}")

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -12,6 +13,7 @@ from keras_exitens.attach import exit_names
 from keras_exitens.collection import Collector
 from keras_exitens.costs import cost
 from keras_exitens.distiller import ExitEnsembleDistiller
+from keras_exitens.hints import Data, Path
 from keras_exitens.tradeoffs import tradeoff
 
 __all__ = ["ExitTensorBoard"]
@@ -50,7 +52,9 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
     ```
     """
 
-    def __init__(self, log_dir="logs", data=None, figure_freq=10, **kwargs):
+    def __init__(
+        self, log_dir: Path = "logs", data: Data = None, figure_freq: int = 10, **kwargs: Any
+    ) -> None:
         checks.optional_import("tensorboard", "tensorboard")
         if data is not None:
             checks.optional_import("matplotlib", "plots")
@@ -65,9 +69,11 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
         super().__init__(log_dir, **kwargs)
         self.data = data
         self.figure_freq = figure_freq
-        self._epoch, self._drawn, self._laid_out, self._board = 0, None, False, None
+        self._epoch, self._laid_out = 0, False
+        self._drawn: int | None = None
+        self._board: Any = None
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         if not isinstance(model, ExitEnsembleDistiller):
             raise checks.error(
                 "ExitTensorBoard needs the exits of the model that is trained.",
@@ -77,7 +83,7 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
             )
         super().set_model(model)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
         self._names = exit_names(self.model.model)
         self._cost = cost(self.model.model)
@@ -86,7 +92,7 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
         self._board = tf.summary.create_file_writer(str(self.log_dir))
         self._write_hparams()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_end(epoch, logs)
         self._epoch = epoch
         if not self._laid_out:
@@ -95,7 +101,7 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
         if (epoch + 1) % self.figure_freq == 0:
             self._draw()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._drawn != self._epoch:
             self._draw()
         self._board.close()

@@ -8,6 +8,8 @@ import math
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from keras_exitens import agreement, checks, policies, runtime, scores
 from keras_exitens.conversion import to_litert, to_onnx
+from keras_exitens.hints import Path
 from keras_exitens.precision import in_float32
 from keras_exitens.stages import handed_on, split
 
@@ -27,11 +30,19 @@ _PACKAGES = {
     "litert": ("ai-edge-litert",),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
 }
+_ENGINES = {"litert": "ai_edge_litert.interpreter", "onnx": "onnxruntime"}
 
 
 def export(
-    early, path, format="tf_saved_model", *, labels=None, quantize=None, representative_data=None, verify=True
-):
+    early: keras.Model,
+    path: Path,
+    format: Literal["tf_saved_model", "litert", "onnx"] = "tf_saved_model",
+    *,
+    labels: Sequence[str] | None = None,
+    quantize: Literal["int8", "float16"] | None = None,
+    representative_data: np.ndarray | None = None,
+    verify: bool = True,
+) -> dict[str, Any]:
     """Writes an `EarlyExit` to a folder, from which it runs without this library.
 
     - `"tf_saved_model"`: one SavedModel with the routing in it, for TensorFlow Serving and
@@ -72,6 +83,9 @@ def export(
     """
     checks.one_of("format", format, FORMATS)
     _check_options(early, format, labels, quantize, representative_data)
+    runs = (verify and quantize is None) or representative_data is not None
+    if runs and format in _ENGINES:  # the stages are run once written: what that needs is asked for first
+        checks.optional_import(_ENGINES[format], "export")
     images = None if representative_data is None else agreement.images_of(representative_data)
     model = early.model if format == "tf_saved_model" else in_float32(early.model)
     with _folder(path) as folder:
@@ -94,7 +108,7 @@ def export(
         else:
             manifest["stages"] = _write_stages(early, model, folder, format, quantize, images)
             for module in (runtime, scores, checks):
-                shutil.copy(module.__file__, folder)
+                shutil.copy(str(module.__file__), folder)
         _write_manifest(folder, manifest)
         if format != "tf_saved_model" and verify and quantize is None:
             agreement.verify(runtime.load(folder), model, early.policy)

@@ -3,6 +3,7 @@
 import statistics
 import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,7 +16,7 @@ from keras_exitens.stages import handed_on, split_heads
 __all__ = ["measured_cost"]
 
 
-def measured_cost(model, batch_size=1, repeats=20):
+def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) -> ExitCost:
     """Times each stage and each head of a multi-exit model on this machine.
 
     The parts run one after another on random images, compiled, and `repeats` times over, so that a change in
@@ -40,7 +41,7 @@ def measured_cost(model, batch_size=1, repeats=20):
     (images,) = model.inputs
     shape = [batch_size, *(NOMINAL_SIZE if size is None else size for size in images.shape[1:])]
     images_given = tf.cast(np.random.default_rng(0).normal(size=shape), images.dtype)
-    times = [[] for _ in pieces]
+    times: list[list[float]] = [[] for _ in pieces]
     for _ in range(repeats + 2):
         values = dict.fromkeys(pieces[0][2].input, images_given)
         for (_, _, piece, carried), function, seconds in zip(pieces, functions, times, strict=True):

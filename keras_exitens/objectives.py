@@ -19,18 +19,28 @@ Weights of terms may be numbers or `keras.optimizers.schedules.LearningRateSched
 Below, z are logits, f features, p_T(z) = softmax(z / T), H(q, p) = -sum q log p, and sg stops gradients.
 """
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self, TypeAlias
+
 import keras
 from keras import ops
 
 from keras_exitens import checks
 from keras_exitens.ensemble import at_least_float32, mean, weighted_mean
+from keras_exitens.hints import Tensor
 
 __all__ = ["BEED", "BYOT", "DBT", "EED", "CrossEntropy", "Objective", "cross_entropy"]
 
 TERMS = ("classification", "distillation", "feature")
 
+Weight: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+Tensors: TypeAlias = list[Tensor] | Any  # one an exit; for features `None` where they are not used
+State: TypeAlias = Mapping[str, Tensor]
+Terms: TypeAlias = dict[str, Tensor]
+SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]  # (y, logits) -> (batch,)
 
-def cross_entropy(y, logits):
+
+def cross_entropy(y: Tensor, logits: Tensor) -> Tensor:
     """Cross-entropy of each sample from logits, `(batch,)`; `y` is class ids or class probabilities."""
     if len(y.shape) == len(logits.shape):
         return ops.categorical_crossentropy(ops.cast(y, logits.dtype), logits, from_logits=True)
@@ -63,16 +73,16 @@ class Objective:
     `get_config`).
     """
 
-    uses_features = False
+    uses_features: bool = False
 
-    def initial_state(self):
+    def initial_state(self) -> dict[str, float]:
         """Names and first values of the scalars that the objective carries from batch to batch."""
         return {}
 
-    def check(self, exits):
+    def check(self, exits: int) -> None:
         """Raises `ValueError` where the objective cannot teach a network with that many exits."""
 
-    def terms(self, logits, features, y, state, loss):
+    def terms(self, logits: Tensors, features: Tensors, y: Tensor, state: State, loss: SampleLoss) -> Terms:
         """The terms of one batch.
 
         Args:
@@ -84,11 +94,22 @@ class Objective:
         """
         raise NotImplementedError
 
-    def next_state(self, logits, state, batch_mean):
+    def next_state(
+        self, logits: Tensors, state: State, batch_mean: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         """The state after a batch; `batch_mean` reduces a `(batch,)` tensor to its mean over all replicas."""
         return {}
 
-    def __call__(self, logits, features, y, state, *, loss=cross_entropy, batch_mean=ops.mean):
+    def __call__(
+        self,
+        logits: Sequence[Tensor],
+        features: Sequence[Tensor] | None,
+        y: Tensor,
+        state: State,
+        *,
+        loss: SampleLoss = cross_entropy,
+        batch_mean: Callable[[Tensor], Tensor] = ops.mean,
+    ) -> tuple[Terms, dict[str, Tensor]]:
         logits = at_least_float32(logits)
         features = None if features is None else at_least_float32(features)
         terms = self.terms(logits, features, y, state, loss)
@@ -101,7 +122,7 @@ class Objective:
             )
         return terms, self.next_state(logits, state, batch_mean)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             name: keras.saving.serialize_keras_object(value)
             for name, value in vars(self).items()
@@ -109,7 +130,7 @@ class Objective:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
@@ -169,7 +190,13 @@ class EED(Objective):
     arXiv 2104.00299.
     """
 
-    def __init__(self, output_loss="mse", output_weight=None, temperature=3.0, feature_weight=1.0):
+    def __init__(
+        self,
+        output_loss: Literal["mse", "kl"] | None = "mse",
+        output_weight: Weight | None = None,
+        temperature: float = 3.0,
+        feature_weight: Weight = 1.0,
+    ) -> None:
         self.output_loss = checks.one_of("output_loss", output_loss, ("mse", "kl", None))
         if output_weight is None:
             output_weight = 0.1 if output_loss == "kl" else 1.0
@@ -178,10 +205,10 @@ class EED(Objective):
         self.feature_weight = _weight("feature_weight", feature_weight)
 
     @property
-    def uses_features(self):
+    def uses_features(self) -> bool:  # type: ignore[override]
         return not _off(self.feature_weight)
 
-    def terms(self, logits, features, y, state, loss):
+    def terms(self, logits: Tensors, features: Tensors, y: Tensor, state: State, loss: SampleLoss) -> Terms:
         terms = {"classification": sum(loss(y, z) for z in logits)}
         if self.output_loss is not None:
             teacher = ops.stop_gradient(mean(logits))
@@ -225,17 +252,19 @@ class BEED(Objective):
     the authors' program compares unpooled maps, this one pooled features.
     """
 
-    def __init__(self, alpha=1.15, beta=1.6, temperature=3.0, feature_weight=0.1):
+    def __init__(
+        self, alpha: float = 1.15, beta: float = 1.6, temperature: float = 3.0, feature_weight: Weight = 0.1
+    ) -> None:
         self.alpha = _plain(checks.number("alpha", alpha, low=1))
         self.beta = _positive("beta", beta)
         self.temperature = _positive("temperature", temperature)
         self.feature_weight = _weight("feature_weight", feature_weight)
 
     @property
-    def uses_features(self):
+    def uses_features(self) -> bool:  # type: ignore[override]
         return not _off(self.feature_weight)
 
-    def check(self, exits):
+    def check(self, exits: int) -> None:
         if self.alpha ** (exits - 1) >= 2:
             largest = 2 ** (1 / (exits - 1))
             raise checks.error(
@@ -245,7 +274,7 @@ class BEED(Objective):
                 fix=f"pass alpha={int(largest * 1000 - 1e-9) / 1000}, or use fewer exits",
             )
 
-    def terms(self, logits, features, y, state, loss):
+    def terms(self, logits: Tensors, features: Tensors, y: Tensor, state: State, loss: SampleLoss) -> Terms:
         exits = len(logits)
         self.check(exits)
         total = sum(self.beta**i for i in range(exits))
@@ -296,15 +325,15 @@ class DBT(Objective):
 
     _START, _FACTOR, _CONFIDENCE = 1.0, 1.05, 0.5
 
-    def __init__(self, weight=0.5, temperature=4.0):
+    def __init__(self, weight: Weight = 0.5, temperature: float | Literal["annealed"] = 4.0) -> None:
         self.weight = _weight("weight", weight, high=1)
         annealed = isinstance(temperature, str) and temperature == "annealed"
         self.temperature = temperature if annealed else _positive("temperature", temperature)
 
-    def initial_state(self):
+    def initial_state(self) -> dict[str, float]:
         return {"temperature": self._START} if self.temperature == "annealed" else {}
 
-    def check(self, exits):
+    def check(self, exits: int) -> None:
         _check_students(self, exits)
 
     def _temperature(self, state, like):
@@ -312,7 +341,7 @@ class DBT(Objective):
             return ops.cast(state["temperature"], like.dtype)
         return self.temperature
 
-    def terms(self, logits, features, y, state, loss):
+    def terms(self, logits: Tensors, features: Tensors, y: Tensor, state: State, loss: SampleLoss) -> Terms:
         *students, final = logits
         weight = _at(self.weight, state, final)
         temperature = self._temperature(state, final)
@@ -323,7 +352,9 @@ class DBT(Objective):
             "distillation": weight * temperature**2 * soft,
         }
 
-    def next_state(self, logits, state, batch_mean):
+    def next_state(
+        self, logits: Tensors, state: State, batch_mean: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
         if self.temperature != "annealed":
             return {}
         temperature = state["temperature"]
@@ -354,20 +385,26 @@ class BYOT(Objective):
     the teacher's logits carry no gradient in either term.
     """
 
-    def __init__(self, alpha=0.3, temperature=3.0, feature_weight=0.03, t_squared=False):
+    def __init__(
+        self,
+        alpha: Weight = 0.3,
+        temperature: float = 3.0,
+        feature_weight: Weight = 0.03,
+        t_squared: bool = False,
+    ) -> None:
         self.alpha = _weight("alpha", alpha, high=1)
         self.temperature = _positive("temperature", temperature)
         self.feature_weight = _weight("feature_weight", feature_weight)
         self.t_squared = checks.one_of("t_squared", t_squared, (False, True))
 
     @property
-    def uses_features(self):
+    def uses_features(self) -> bool:  # type: ignore[override]
         return not _off(self.feature_weight)
 
-    def check(self, exits):
+    def check(self, exits: int) -> None:
         _check_students(self, exits)
 
-    def terms(self, logits, features, y, state, loss):
+    def terms(self, logits: Tensors, features: Tensors, y: Tensor, state: State, loss: SampleLoss) -> Terms:
         *students, final = logits
         alpha = _at(self.alpha, state, final)
         scale = self.temperature**2 if self.t_squared else 1.0
@@ -396,7 +433,7 @@ class CrossEntropy(Objective):
         ValueError: a weight is negative, or their number is not that of the exits.
     """
 
-    def __init__(self, weights=None):
+    def __init__(self, weights: Sequence[Weight] | None = None) -> None:
         if weights is not None and not isinstance(weights, list | tuple):
             raise checks.error(
                 "`weights` is not a list.",
@@ -406,7 +443,7 @@ class CrossEntropy(Objective):
             )
         self.weights = None if weights is None else [_weight("weights", w) for w in weights]
 
-    def check(self, exits):
+    def check(self, exits: int) -> None:
         if self.weights is not None and len(self.weights) != exits:
             raise checks.error(
                 "The number of weights is not the number of exits.",
@@ -415,7 +452,7 @@ class CrossEntropy(Objective):
                 fix=f"pass {exits} weights, or weights=None for 1 each",
             )
 
-    def terms(self, logits, features, y, state, loss):
+    def terms(self, logits: Tensors, features: Tensors, y: Tensor, state: State, loss: SampleLoss) -> Terms:
         self.check(len(logits))
         weights = (
             [1.0] * len(logits) if self.weights is None else [_at(w, state, logits[0]) for w in self.weights]

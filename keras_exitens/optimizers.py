@@ -1,8 +1,11 @@
 """SGD as the paper's program has it."""
 
+from typing import Any
+
 import keras
 
 from keras_exitens import checks
+from keras_exitens.hints import Tensor
 
 __all__ = ["SGD"]
 
@@ -31,7 +34,13 @@ class SGD(keras.optimizers.SGD):
     ```
     """
 
-    def __init__(self, learning_rate=0.01, momentum=0.0, l2=0.0, **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.01,
+        momentum: float = 0.0,
+        l2: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         if kwargs.get("weight_decay") is not None:
             raise checks.error(
                 "`weight_decay` means decoupled decay in Keras, beside `l2`.",
@@ -42,10 +51,10 @@ class SGD(keras.optimizers.SGD):
         super().__init__(learning_rate=learning_rate, momentum=momentum, **kwargs)
         self.l2 = checks.number("l2", l2, low=0)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(self, gradient: Tensor, variable: Tensor, learning_rate: Tensor) -> None:
         if self.l2:
             gradient = gradient + keras.ops.cast(self.l2 * variable, gradient.dtype)
         super().update_step(gradient, variable, learning_rate)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "l2": self.l2}

@@ -1,9 +1,13 @@
 """When a row leaves: policies over the logits of the exits, as Keras-serialisable objects."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import keras
 import numpy as np
 
 from keras_exitens import checks, scores
+from keras_exitens.hints import Tensor
 
 __all__ = ["Entropy", "Margin", "MaxProbability", "Patience", "Policy", "get"]
 
@@ -41,16 +45,22 @@ class Policy:
             the same number of exits.
     """
 
-    calibration = None
+    calibration: dict[str, Any] | None = None
 
-    def __init__(self, thresholds, temperatures=1.0, enabled=True, ensemble=False):
+    def __init__(
+        self,
+        thresholds: float | Sequence[float] | np.ndarray,
+        temperatures: float | Sequence[float] | np.ndarray = 1.0,
+        enabled: bool | Sequence[bool] | np.ndarray = True,
+        ensemble: bool = False,
+    ) -> None:
         self.thresholds = _each("thresholds", thresholds, _threshold)
         self.temperatures = _each("temperatures", temperatures, _temperature)
         self.enabled = _each("enabled", enabled, _flag)
         self.ensemble = _flag("ensemble", ensemble)
         self._check_lengths(None)
 
-    def score(self, logits):
+    def score(self, logits: Tensor) -> Tensor:
         """How sure the classifier is of each row. Override it in a policy of your own.
 
         Args:
@@ -61,7 +71,7 @@ class Policy:
         """
         raise NotImplementedError(f"{type(self).__name__} must override score(logits).")
 
-    def for_exits(self, exits):
+    def for_exits(self, exits: int) -> Self:
         """The same policy with its settings written out for a network.
 
         Args:
@@ -84,12 +94,14 @@ class Policy:
         }
         return type(self).from_config({**self.get_config(), **settings})
 
-    def enabled_exits(self, exits):
+    def enabled_exits(self, exits: int) -> tuple[int, ...]:
         """Indices of the exits that are used, the final one (`exits - 1`) included, as a tuple of int."""
         flags = (*self.for_exits(exits).enabled, True)
         return tuple(i for i, flag in enumerate(flags) if flag)
 
-    def observe(self, logits, index, state=None):
+    def observe(
+        self, logits: Tensor, index: int, state: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Scores the rows that have come to one exit. Only for a policy that `for_exits` gave.
 
         Args:
@@ -107,7 +119,7 @@ class Policy:
     def _scored(self, logits, state):
         return self.score(logits), {}
 
-    def simulate(self, logits):
+    def simulate(self, logits: Tensor) -> dict[str, Tensor]:
         """What early exit by this policy gives, from the logits of all exits.
 
         Args:
@@ -120,7 +132,8 @@ class Policy:
         xp = _array_module(logits)
         exits = logits.shape[0]
         policy = self.for_exits(exits)
-        state, result = None, None
+        state: dict[str, Tensor] | None = None
+        result: Any = None
         for index in self.enabled_exits(exits):
             values, score, state = policy.observe(logits[index], index, state)
             here = {"logits": values, "exit": xp.full_like(score, index, dtype="int32"), "score": score}
@@ -136,7 +149,7 @@ class Policy:
                 left = xp.logical_or(left, xp.logical_not(going_on))
         return result
 
-    def decide(self, logits):
+    def decide(self, logits: Tensor) -> Tensor:
         """The exit each row takes.
 
         Args:
@@ -147,14 +160,14 @@ class Policy:
         """
         return self.simulate(logits)["exit"]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("thresholds", "temperatures", "enabled", "ensemble")
         values = ((name, getattr(self, name)) for name in names)
         config = {name: list(v) if isinstance(v, tuple) else v for name, v in values}
         return config if self.calibration is None else {**config, "calibration": self.calibration}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         settings = {name: value for name, value in config.items() if name != "calibration"}
         policy = cls(**settings)
         policy.calibration = config.get("calibration")
@@ -163,13 +176,13 @@ class Policy:
     def _settings(self):
         return {name: value for name, value in self.get_config().items() if name != "calibration"}
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._settings() == other._settings()
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash((type(self), self.thresholds, self.temperatures, self.enabled, self.ensemble))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
         return f"{type(self).__name__}({settings})"
 
@@ -200,7 +213,7 @@ class MaxProbability(Policy):
     Reference: Hendrycks & Gimpel, A Baseline for Detecting Misclassified Examples, arXiv 1610.02136.
     """
 
-    def score(self, logits):
+    def score(self, logits: Tensor) -> Tensor:
         return scores.max_probability(_array_module(logits), logits)
 
 
@@ -215,7 +228,7 @@ class Entropy(Policy):
     Reference: Teerapittayanon et al., BranchyNet, arXiv 1709.01686.
     """
 
-    def score(self, logits):
+    def score(self, logits: Tensor) -> Tensor:
         return scores.entropy(_array_module(logits), logits)
 
 
@@ -228,7 +241,7 @@ class Margin(Policy):
     Args: as `Policy`; a threshold is a difference of probabilities.
     """
 
-    def score(self, logits):
+    def score(self, logits: Tensor) -> Tensor:
         return scores.margin(_array_module(logits), logits)
 
 
@@ -245,7 +258,13 @@ class Patience(Policy):
     whose patience t is `thresholds=t + 1` here.
     """
 
-    def __init__(self, thresholds=2, temperatures=1.0, enabled=True, ensemble=False):
+    def __init__(
+        self,
+        thresholds: float | Sequence[float] | np.ndarray = 2,
+        temperatures: float | Sequence[float] | np.ndarray = 1.0,
+        enabled: bool | Sequence[bool] | np.ndarray = True,
+        ensemble: bool = False,
+    ) -> None:
         super().__init__(thresholds, temperatures, enabled, ensemble)
 
     def _scored(self, logits, state):
@@ -260,7 +279,7 @@ _POLICIES = {
 }
 
 
-def get(name):
+def get(name: str | type[Policy]) -> type[Policy]:
     """The policy class of a name: `"max_probability"`, `"entropy"`, `"margin"` or `"patience"`.
 
     A subclass of `Policy` is given back as it is.

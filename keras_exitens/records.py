@@ -4,12 +4,16 @@ import hashlib
 import os
 import pathlib
 import zipfile
+from collections.abc import Sequence
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_exitens import checks
 from keras_exitens.attach import exit_names
 from keras_exitens.distiller import ExitEnsembleDistiller
+from keras_exitens.hints import Path
 from keras_exitens.losses import check_labels
 
 __all__ = ["ExitRecords", "fingerprint", "network_of"]
@@ -34,7 +38,14 @@ class ExitRecords:
             range.
     """
 
-    def __init__(self, logits, labels, names=None, ids=None, fingerprint=None):
+    def __init__(
+        self,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        names: Sequence[str] | None = None,
+        ids: np.ndarray | None = None,
+        fingerprint: str | None = None,
+    ) -> None:
         logits = np.asanyarray(logits)
         if logits.ndim != 3 or 0 in logits.shape or logits.dtype.kind not in "fiu":
             raise checks.error(
@@ -66,21 +77,21 @@ class ExitRecords:
                     fix="make the records with keras_exitens.collect(model, data)",
                 )
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Number of images, N."""
         return len(self.labels)
 
     @property
-    def exits(self):
+    def exits(self) -> int:
         """Number of exits, K, the final one included."""
         return len(self.logits)
 
     @property
-    def classes(self):
+    def classes(self) -> int:
         """Number of classes."""
         return self.logits.shape[2]
 
-    def take(self, rows):
+    def take(self, rows: Any) -> "ExitRecords":
         """The records of some of the images.
 
         Args:
@@ -89,7 +100,7 @@ class ExitRecords:
         ids = None if self.ids is None else self.ids[rows]
         return ExitRecords(self.logits[:, rows], self.labels[rows], self.names, ids, self.fingerprint)
 
-    def check(self, model, strict=True):
+    def check(self, model: keras.Model, strict: bool = True) -> None:
         """Raises `ValueError` unless the records come from `model` with the weights it has now.
 
         Args:
@@ -111,7 +122,7 @@ class ExitRecords:
             raise fault
         checks.warn(str(fault))
 
-    def save(self, path):
+    def save(self, path: Path) -> None:
         """Writes one `.npz` file, uncompressed so that it can be mapped; whole, or not at all."""
         path = _npz(path)
         arrays = {"schema": _SCHEMA, "logits": self.logits, "labels": self.labels, "names": self.names}
@@ -125,7 +136,7 @@ class ExitRecords:
         os.replace(partial, path)
 
     @classmethod
-    def load(cls, path, model=None, memory_map=False):
+    def load(cls, path: Path, model: keras.Model | None = None, memory_map: bool = False) -> "ExitRecords":
         """Reads what `save` wrote.
 
         Args:
@@ -150,7 +161,9 @@ class ExitRecords:
             raise _unreadable(path, cause) from cause
         if schema != _SCHEMA:
             raise _unreadable(path, f"schema {schema}")
-        given = {key: str(stored[key]) if key == "fingerprint" else stored[key] for key in stored}
+        given: dict[str, Any] = {
+            key: str(stored[key]) if key == "fingerprint" else stored[key] for key in stored
+        }
         given["names"] = given["names"].tolist()
         del given["schema"]
         records = cls(**given)
@@ -201,7 +214,7 @@ def _check_finite(name, logits):
             )
 
 
-def _npz(path):
+def _npz(path: Path) -> pathlib.Path:
     path = pathlib.Path(path)
     if path.suffix != ".npz":
         raise checks.error(

@@ -20,10 +20,11 @@ import json
 import os
 import pathlib
 import typing
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-if __package__:
+if typing.TYPE_CHECKING or __package__:
     from . import checks, scores
 else:  # the copy in an export
     import checks
@@ -35,7 +36,7 @@ MANIFEST = "exits.json"
 SCHEMA = 1  # of the manifest; a change that an older runtime would misread raises it
 
 
-def read_manifest(folder):
+def read_manifest(folder: str | os.PathLike[str]) -> dict[str, typing.Any]:
     """The manifest of an export as a dict, once it is known to be whole and of a schema known here.
 
     Raises:
@@ -64,7 +65,7 @@ def read_manifest(folder):
     return manifest
 
 
-def load(folder, threads=None):
+def load(folder: str | os.PathLike[str], threads: int | None = None) -> "Runtime":
     """Loads what `EarlyExit.export` wrote with `format="litert"` or `format="onnx"`.
 
     Args:
@@ -81,7 +82,7 @@ def load(folder, threads=None):
     folder = pathlib.Path(folder)
     manifest = read_manifest(folder)
     threads = checks.number("threads", os.cpu_count() or 1 if threads is None else threads, low=1)
-    engine = _ENGINES.get(manifest.get("format"))
+    engine = _ENGINES.get(manifest.get("format", ""))
     if engine is None:
         raise checks.error(
             f"The export in {str(folder)!r} does not run here.",
@@ -113,7 +114,7 @@ class Runtime:
         stages: list of `Stage`s, for a routing of one's own.
     """
 
-    def __init__(self, manifest, runners):
+    def __init__(self, manifest: dict[str, typing.Any], runners: Sequence[Callable[..., typing.Any]]) -> None:
         policy = manifest["policy"]
         self.manifest = manifest
         self.exit_names = tuple(manifest["exits"])
@@ -137,7 +138,12 @@ class Runtime:
         if self.stages[-1].index != len(self.exit_names) - 1:
             raise KeyError(f"the stage of {self.exit_names[-1]!r}")
 
-    def predict(self, images, batch_size=None, thresholds=None):
+    def predict(
+        self,
+        images: np.ndarray,
+        batch_size: int | None = None,
+        thresholds: float | Sequence[float] | np.ndarray | None = None,
+    ) -> dict[str, np.ndarray]:
         """Takes each image as far through the network as the policy asks for.
 
         Args:
@@ -228,10 +234,10 @@ class Stage(typing.NamedTuple):
         carried: names of all arrays that later stages need, whether this stage made them or one before it.
     """
 
-    run: typing.Callable
-    index: int
-    inputs: tuple
-    carried: tuple
+    run: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+    index: int  # type: ignore[assignment]  # in place of `tuple.index`
+    inputs: tuple[str, ...]
+    carried: tuple[str, ...]
 
 
 def _scored(kind):

@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from keras_exitens.threshold_search import candidates, evaluate
+from keras_exitens.threshold_search import Found, Goal, Subset, candidates, evaluate
 
 __all__ = ["geometric"]
 
 _RATIOS = np.exp(np.linspace(np.log(0.02), np.log(50), 400))
 
 
-def geometric(subset, goal):
+def geometric(subset: Subset, goal: Goal) -> Found:
     """The best policy that lets shares `r, r², r³, …` (scaled to 1) of the images leave at the exits.
 
     All exits are used; the ratio r is what is chosen. An exit keeps its surest images, as many as its share.

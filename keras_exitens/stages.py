@@ -2,10 +2,12 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 
 import keras
 
 from keras_exitens import checks
+from keras_exitens.hints import Tensor
 from keras_exitens.names import exit_graph, exit_order
 
 __all__ = ["LOGITS", "Stage", "handed_on", "split", "split_heads"]
@@ -26,18 +28,18 @@ class Stage:
 
     exit: str
     model: keras.Model
-    carried: tuple
+    carried: tuple[str, ...]
 
     @property
-    def inputs(self):
+    def inputs(self) -> tuple[str, ...]:
         """Names of the tensors that this stage takes."""
         return tuple(self.model.input)
 
-    def __call__(self, values):
+    def __call__(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         return self.model({name: values[name] for name in self.inputs}, training=False)
 
 
-def split(model, exits=None):
+def split(model: keras.Model, exits: Sequence[str] | None = None) -> tuple[Stage, ...]:
     """Cuts a multi-exit model at its exits.
 
     Each operation runs in the first stage that needs it, so that nothing runs before it has to, and nothing
@@ -73,7 +75,7 @@ def split(model, exits=None):
     return tuple(Stage(name, piece, carried) for name, (piece, carried) in zip(wanted, pieces, strict=True))
 
 
-def split_heads(model):
+def split_heads(model: keras.Model) -> list[tuple[str, str, keras.Model, tuple[str, ...]]]:
     """Cuts a multi-exit model at its exits, and each exit's own head from the network.
 
     Args:
@@ -100,7 +102,9 @@ def split_heads(model):
     return [(*label, *piece) for label, piece in zip(labels, pieces, strict=True)]
 
 
-def handed_on(values, made, carried):
+def handed_on(
+    values: dict[str, Tensor], made: dict[str, Tensor], carried: Sequence[str]
+) -> dict[str, Tensor]:
     """What the next stage of a chain gets: of what there was and what was made, the tensors needed later.
 
     Args:

@@ -1,10 +1,12 @@
 """`StepBackup`: a training that was killed goes on at the step where it was."""
 
 import pathlib
+from typing import Any
 
 import keras
 
 from keras_exitens import backup_file, checks, replicas
+from keras_exitens.hints import Path
 
 __all__ = ["StepBackup"]
 
@@ -48,18 +50,18 @@ class StepBackup(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, path, every=500):
+    def __init__(self, path: Path, every: int = 500) -> None:
         super().__init__()
         self.path = pathlib.Path(path)
         self.every = checks.whole("every", every, low=1)
         self.step = 0  # of all epochs
         self._saved = 0
-        self._others = None
-        self._pending = None  # facts and arrays that on_epoch_begin has still to put back
+        self._others: Any = None
+        self._pending: Any = None  # facts and arrays that on_epoch_begin has still to put back
         self._skipped = 0  # steps of the present epoch that were done before it was resumed
         self._seen = 0  # steps of the present epoch done since
 
-    def restore(self, model):
+    def restore(self, model: keras.Model) -> int:
         """Puts a compiled model into the state of the last whole backup.
 
         Args:
@@ -104,12 +106,12 @@ class StepBackup(keras.callbacks.Callback):
         replicas.check_agreed("step of the backup", self.step, model.distribute_strategy)
         return self.step
 
-    def among(self, callbacks):
+    def among(self, callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
         """The callbacks of a `fit` in the order in which they must act: this one last."""
         self._others = [c for c in callbacks if c is not self and not isinstance(c, _ShortEpoch)]
         return [_ShortEpoch(self), *self._others, self]
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         if self._others is None:
             raise checks.error(
                 "StepBackup does not know the other callbacks, whose state it keeps.",
@@ -118,7 +120,7 @@ class StepBackup(keras.callbacks.Callback):
                 fix="use keras.callbacks.BackupAndRestore for other models",
             )
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
         if self._pending is None:
             return
@@ -138,7 +140,7 @@ class StepBackup(keras.callbacks.Callback):
             if kind == type(callback).__name__:
                 _set_state(callback, backup_file.unpacked(state, arrays))
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += batch + 1 - self._seen
         self._seen = batch + 1
         done = self._skipped + self._seen
@@ -146,11 +148,11 @@ class StepBackup(keras.callbacks.Callback):
         if self.step - self._saved >= self.every and done != self.params.get("steps"):
             self._save(self._epoch, done)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._skipped = self._seen = 0
         self._save(epoch + 1, 0)
 
-    def left_of_epoch(self, steps):
+    def left_of_epoch(self, steps: int) -> int | None:
         """How many of the steps of an epoch a resumed one still has; `None` where it is whole."""
         return steps - self._skipped if self._skipped else None
 

@@ -1,11 +1,16 @@
 """`tradeoff`: accuracy against cost, in tables, pictures and a page."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from keras_exitens import checks, figures, pages, policies
-from keras_exitens.exit_statistics import of_exits
+from keras_exitens.costs import ExitCost
+from keras_exitens.exit_statistics import ExitStatistics, of_exits
+from keras_exitens.hints import Path
+from keras_exitens.records import ExitRecords
 from keras_exitens.replay import Replay, Spending, run
 from keras_exitens.threshold_search import front, grid_size, merge
 
@@ -32,15 +37,15 @@ class Tradeoff:
         images: int, how many these figures are of.
     """
 
-    points: list
-    chosen: dict
-    exits: list
-    exit_costs: tuple
+    points: list[dict[str, Any]]
+    chosen: dict[str, Any]
+    exits: list[ExitStatistics]
+    exit_costs: tuple[float, ...]
     full_accuracy: float
     ensemble_accuracy: float
     images: int
 
-    def frame(self):
+    def frame(self) -> Any:
         """The points of the curve as a pandas `DataFrame`, one row each."""
         pandas = checks.optional_import("pandas", "plots")
         names = [exit.name for exit in self.exits]
@@ -53,7 +58,7 @@ class Tradeoff:
             for point in self.points
         )
 
-    def tables(self):
+    def tables(self) -> dict[str, list[list[str]]]:
         """Titles and rows of text: pairs of a title and a list of rows, the heading first."""
         return {
             f"Exits, {self.images:,} images (full model {self.full_accuracy:.1%}, mean of all exits "
@@ -61,18 +66,20 @@ class Tradeoff:
             "Policies: mean cost, accuracy, share of the images that leaves at each exit": self._point_rows(),
         }
 
-    def table(self):
+    def table(self) -> str:
         """The exits, and a dozen policies of the curve with the chosen one, as text."""
         return "\n\n".join(f"{title}\n{_columns(rows)}" for title, rows in self.tables().items())
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.table()
 
-    def plot(self):
+    def plot(self) -> Any:
         """The curve, where the images leave, and reliability diagrams: a matplotlib `Figure`."""
         return figures.tradeoff_figure(self)
 
-    def to_html(self, path, images=None, title="Accuracy against cost"):
+    def to_html(
+        self, path: Path, images: np.ndarray | None = None, title: str = "Accuracy against cost"
+    ) -> None:
         """Writes one page that needs no other file.
 
         Args:
@@ -118,8 +125,15 @@ class Tradeoff:
 
 
 def tradeoff(
-    records, cost, policy="max_probability", *, chosen_on=None, chosen=None, ensemble=False, levels=None
-):
+    records: ExitRecords,
+    cost: ExitCost | Sequence[float],
+    policy: str | type[policies.Policy] = "max_probability",
+    *,
+    chosen_on: ExitRecords | None = None,
+    chosen: policies.Policy | None = None,
+    ensemble: bool = False,
+    levels: int | None = None,
+) -> Tradeoff:
     """Measures what a family of policies trades accuracy for cost at.
 
     The policies are those that the search of `calibrate` finds best for all budgets at once. Chosen and

@@ -1,5 +1,8 @@
 """`ExitHyperModel`: a KerasTuner search over how a network gets its exits, and how they are trained."""
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
 
@@ -8,7 +11,10 @@ from keras_exitens.attach import add_exits, exit_names
 from keras_exitens.costs import cost
 from keras_exitens.distiller import ExitEnsembleDistiller
 
-keras_tuner = checks.optional_import("keras_tuner", "tuner")
+if TYPE_CHECKING:
+    import keras_tuner
+else:
+    keras_tuner = checks.optional_import("keras_tuner", "tuner")
 
 __all__ = ["ExitHyperModel", "tradeoff_area"]
 
@@ -77,19 +83,19 @@ class ExitHyperModel(keras_tuner.HyperModel):
 
     def __init__(
         self,
-        backbone,
+        backbone: Callable[[], keras.Model],
         *,
-        exits=(1, 2, 3),
-        placement=("compute", "stage"),
-        head=("bottleneck", "separable", "linear"),
-        objective=tuple(_OBJECTIVES),
-        temperature=(1.0, 6.0),
-        teacher_weight=(0.1, 0.9),
-        feature_weight=(0.003, 1.0),
-        learning_rate=(0.003, 0.3),
-        optimizer=None,
-        **compile_arguments,
-    ):
+        exits: int | Sequence[int] = (1, 2, 3),
+        placement: str | Sequence[str] = ("compute", "stage"),
+        head: str | Sequence[str] = ("bottleneck", "separable", "linear"),
+        objective: str | Sequence[str] = tuple(_OBJECTIVES),
+        temperature: float | tuple[float, float] = (1.0, 6.0),
+        teacher_weight: float | tuple[float, float] = (0.1, 0.9),
+        feature_weight: float | tuple[float, float] = (0.003, 1.0),
+        learning_rate: float | tuple[float, float] = (0.003, 0.3),
+        optimizer: Callable[[float], keras.optimizers.Optimizer] | None = None,
+        **compile_arguments: Any,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.optimizer = optimizer or (lambda rate: keras.optimizers.SGD(rate, momentum=0.9))
@@ -98,8 +104,8 @@ class ExitHyperModel(keras_tuner.HyperModel):
         self.choices = {name: _several(name, value) for name, value in given.items()}
         for name in self.choices["objective"]:
             checks.one_of("objective", name, tuple(_OBJECTIVES))
-        given = (temperature, teacher_weight, feature_weight, learning_rate)
-        self.ranges = {name: _range(name, value) for name, value in zip(_RANGES, given, strict=True)}
+        bounds = (temperature, teacher_weight, feature_weight, learning_rate)
+        self.ranges = {name: _range(name, value) for name, value in zip(_RANGES, bounds, strict=True)}
         used = {"learning_rate"}.union(*(_OBJECTIVES[name][1] for name in self.choices["objective"]))
         searched = [name for name, values in self.choices.items() if len(values) > 1]
         searched += [name for name in used if self.ranges[name][0] < self.ranges[name][1]]
@@ -111,7 +117,7 @@ class ExitHyperModel(keras_tuner.HyperModel):
                 fix="for instance learning_rate=(0.003, 0.3); or train that one network, without a tuner",
             )
 
-    def build(self, hp):
+    def build(self, hp: keras_tuner.HyperParameters) -> ExitEnsembleDistiller:
         """A compiled distiller with the values of `hp`."""
         self._check_space(hp)
         choice = {name: self._chosen(hp, name) for name in _CHOICES}
@@ -125,7 +131,14 @@ class ExitHyperModel(keras_tuner.HyperModel):
         distiller.compile(optimizer=self.optimizer(rate), **self.compile_arguments)
         return distiller
 
-    def fit(self, hp, model, *args, callbacks=(), **kwargs):
+    def fit(
+        self,
+        hp: keras_tuner.HyperParameters,
+        model: keras.Model,
+        *args: Any,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+        **kwargs: Any,
+    ) -> keras.callbacks.History:
         """Trains one trial; logs `val_tradeoff` beside the metrics of `compile`."""
         callbacks = [_LogTradeoff(), *(callbacks or ())]  # first: the tuner's own callbacks read it
         return model.fit(*args, callbacks=callbacks, **kwargs)
@@ -158,7 +171,7 @@ class ExitHyperModel(keras_tuner.HyperModel):
             )
 
 
-def tradeoff_area(accuracies, costs, budget):
+def tradeoff_area(accuracies: Sequence[float], costs: Sequence[float], budget: float) -> float:
     """The area under accuracy against cost, of budgets from nothing to that of the plain network.
 
     Between two exits lie the mixtures of both, so the curve is straight there; an exit that is worse than one

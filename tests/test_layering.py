@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(keras_exitens.__file__).parent
 # From the ground up: a module may import only modules named before it.
 ORDER = [
     "registration",  # names modules, but imports them when Keras is there
+    "hints",  # types, for the signatures
     "checks",
     "scores",
     "wrapping",
@@ -116,6 +117,7 @@ def test_every_public_name_is_there_and_in_all():
     for name in keras_exitens.__all__:
         assert getattr(keras_exitens, name) is not None
     assert set(keras_exitens.__all__) <= set(dir(keras_exitens))
+    assert set(keras_exitens.__all__) == {*keras_exitens._EXPORTS, *keras_exitens._MODULES}
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = keras_exitens.no_such_thing
 

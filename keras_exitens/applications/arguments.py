@@ -2,12 +2,16 @@
 
 import inspect
 import textwrap
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import keras
 
 from keras_exitens import checks
 
 __all__ = ["documented", "image_input", "whole_number"]
+
+_Network = TypeVar("_Network", bound=Callable[..., Any])
 
 _SHARED = {
     "{arguments}": """\
@@ -30,7 +34,7 @@ ValueError: if an argument is outside the bounds above, or if the input is too s
 }
 
 
-def documented(network):
+def documented(network: _Network) -> _Network:
     """Fills `{arguments}`, `{returns}` and `{raises}` in a docstring with what all networks share.
 
     Args:

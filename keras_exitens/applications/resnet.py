@@ -7,6 +7,8 @@ stride, as in torchvision.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -54,8 +56,12 @@ _CHANNELS = (64, 128, 256, 512)
 
 @arguments.documented
 def ResNet18(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="resnet18"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "resnet18",
+) -> keras.Model:
     """ResNet-18 for small images: 2, 2, 2, 2 basic blocks of 64, 128, 256, 512 channels.
 
     The stem is a 3×3 convolution of stride 1 without max-pooling, so that 32×32 pixels become 4×4.
@@ -93,8 +99,12 @@ def ResNet18(
 
 @arguments.documented
 def ResNet34(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="resnet34"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "resnet34",
+) -> keras.Model:
     """ResNet-34 for small images: 3, 4, 6, 3 basic blocks of 64, 128, 256, 512 channels.
 
     Stem and sizes as for `ResNet18`.
@@ -131,8 +141,12 @@ def ResNet34(
 
 @arguments.documented
 def ResNet50(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="resnet50"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "resnet50",
+) -> keras.Model:
     """ResNet-50 for small images: 3, 4, 6, 3 bottlenecks of 64, 128, 256, 512 channels, times 4 outside.
 
     Stem and sizes as for `ResNet18`; the last feature map has 2048 channels.
@@ -170,8 +184,12 @@ def ResNet50(
 
 @arguments.documented
 def ResNet101(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="resnet101"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "resnet101",
+) -> keras.Model:
     """ResNet-101 for small images: 3, 4, 23, 3 bottlenecks of 64, 128, 256, 512 channels, times 4 outside.
 
     Stem and sizes as for `ResNet18`; the last feature map has 2048 channels.

@@ -3,6 +3,11 @@
 A ResNet of bottlenecks whose 3×3 convolution is split into groups.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
 from keras_exitens.applications import arguments
 from keras_exitens.applications.resnet import build_resnet
 
@@ -11,8 +16,12 @@ __all__ = ["ResNeXt29", "ResNeXt50"]
 
 @arguments.documented
 def ResNeXt29(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="resnext29"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "resnext29",
+) -> keras.Model:
     """ResNeXt-29, 8×64d, the paper's own CIFAR network: three stages of three grouped bottlenecks.
 
     The 3×3 convolutions have 8 groups of 64, 128, 256 channels (512, 1024, 2048 in all) and the
@@ -54,8 +63,12 @@ def ResNeXt29(
 
 @arguments.documented
 def ResNeXt50(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="resnext50"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "resnext50",
+) -> keras.Model:
     """ResNeXt-50, 32×4d, with the small-image stem: 3, 4, 6, 3 grouped bottlenecks.
 
     The 3×3 convolutions have 32 groups of 4, 8, 16, 32 channels (128 to 1024 in all) and the blocks

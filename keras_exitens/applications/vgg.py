@@ -11,6 +11,9 @@ convolutions have biases, which the BatchNorm after each cancels and which are l
 pooling rounds odd sizes up instead of down, so that images from 17 pixels on can be used.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -33,7 +36,13 @@ def _vgg(depths, input_shape, classes, classifier_activation, width, name):
 
 
 @arguments.documented
-def VGG11(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="vgg11"):
+def VGG11(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "vgg11",
+) -> keras.Model:
     """VGG-11 with BatchNorm for small images: 8 convolutions and one `Dense` layer.
 
     The stages have 1, 1, 2, 2, 2 convolutions of 64, 128, 256, 512, 512 channels, each stage ends in
@@ -63,7 +72,13 @@ def VGG11(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax",
 
 
 @arguments.documented
-def VGG13(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="vgg13"):
+def VGG13(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "vgg13",
+) -> keras.Model:
     """VGG-13 with BatchNorm for small images: 10 convolutions and one `Dense` layer.
 
     As `VGG11`, with 2, 2, 2, 2, 2 convolutions. Images need 17 pixels or more a side.
@@ -91,7 +106,13 @@ def VGG13(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax",
 
 
 @arguments.documented
-def VGG16(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="vgg16"):
+def VGG16(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "vgg16",
+) -> keras.Model:
     """VGG-16 with BatchNorm for small images: 13 convolutions and one `Dense` layer.
 
     As `VGG11`, with 2, 2, 3, 3, 3 convolutions. Images need 17 pixels or more a side.
@@ -119,7 +140,13 @@ def VGG16(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax",
 
 
 @arguments.documented
-def VGG19(input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="vgg19"):
+def VGG19(
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "vgg19",
+) -> keras.Model:
     """VGG-19 with BatchNorm for small images: 16 convolutions and one `Dense` layer.
 
     As `VGG11`, with 2, 2, 4, 4, 4 convolutions. Images need 17 pixels or more a side.

@@ -4,6 +4,9 @@ As in the authors' code: BatchNorm and ReLU come before each convolution, and wh
 the shape its 1×1 shortcut starts from the same activated map as its first convolution. No dropout.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import layers
 
@@ -40,14 +43,14 @@ def _blocks_per_stage(depth):
 
 @arguments.documented
 def WideResNet(
-    depth=28,
-    widen_factor=10,
-    input_shape=(32, 32, 3),
-    classes=100,
-    classifier_activation="softmax",
-    width=1.0,
-    name="wide_resnet",
-):
+    depth: int = 28,
+    widen_factor: int = 10,
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "wide_resnet",
+) -> keras.Model:
     """WideResNet for small images: three stages of pre-activation blocks, `widen_factor` times as wide.
 
     A network of depth 6n + 4 has a 16-channel stem, three stages of n blocks of two 3×3 convolutions
@@ -87,8 +90,12 @@ def WideResNet(
 
 @arguments.documented
 def WideResNet16_4(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="wide_resnet16_4"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "wide_resnet16_4",
+) -> keras.Model:
     """WideResNet-16-4: `WideResNet` of depth 16, four times as wide, 2.8 million parameters.
 
     Args:
@@ -114,8 +121,12 @@ def WideResNet16_4(
 
 @arguments.documented
 def WideResNet28_10(
-    input_shape=(32, 32, 3), classes=100, classifier_activation="softmax", width=1.0, name="wide_resnet28_10"
-):
+    input_shape: tuple[int | None, ...] = (32, 32, 3),
+    classes: int = 100,
+    classifier_activation: str | Callable[..., Any] | None = "softmax",
+    width: float = 1.0,
+    name: str = "wide_resnet28_10",
+) -> keras.Model:
     """WideResNet-28-10: `WideResNet` of depth 28, ten times as wide, 36.5 million parameters.
 
     Args:
