@@ -42,6 +42,8 @@ def on_files(files, config):
 
 
 def on_page_markdown(markdown, page, config, files):
+    if not re.search(r"^(?:##|:::) ", markdown, flags=re.MULTILINE):
+        page.meta.setdefault("hide", ["toc"])  # no headings: the room is for a wide table
     up = "../" * page.file.src_uri.count("/")
     markdown = re.sub(r"\]\((?:\.\./)+benchmarks/results/(\w+\.png)\)", rf"]({up}results/\1)", markdown)
     markdown = re.sub(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)+[^)#]+)\)", _inside, markdown)
@@ -64,6 +66,7 @@ def _picture(name):
 
 def on_page_content(content, page, config, files):
     content = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', _inline, content, flags=re.DOTALL)
+    content = re.sub(r'(<li class="doc-section-item field-body">)\s*–', r"\1", content)  # no name, no type
     return re.sub(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', _block, content, flags=re.DOTALL)
 
 
@@ -78,6 +81,8 @@ def _block(formula):
 def _mathml(formula, display):
     formula = html.unescape(formula).strip()
     try:
-        return convert(formula, display=display)
+        found = convert(formula, display=display)
     except Exception as cause:
         raise PluginError(f"This formula cannot be read: {formula}") from cause
+    # Double bars grow to the height of the line where browsers are free to choose.
+    return re.sub(r"<mo[^>]*>(&#x0(?:2016|2225);)</mo>", r'<mo stretchy="false">\1</mo>', found)

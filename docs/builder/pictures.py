@@ -158,7 +158,7 @@ def routing():
         parts.append(arrow((x, 106 + height / 2), (x, 220)))
         parts.append(_rows(x, 232, leaving, across=True))
         parts.append(text(x, 262, "final" if i == FINAL else f"exit_{i + 1}", font_weight="bold"))
-        parts.append(text(x, 278, f"{len(here)} rows computed", 12, class_="faint"))
+        parts.append(text(x, 278, f"{len(here)} row{'s' * (len(here) > 1)} computed", 12, class_="faint"))
     parts.append(text(34, 14, "batch", class_="faint"))
     for row, leaves in _LEAVES.items():
         x = 230 + 46 * (row - 1)
