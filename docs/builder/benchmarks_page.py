@@ -1,8 +1,8 @@
 """The page of benchmarks, from the scripts in `benchmarks/` and what they measured, `benchmarks/results/`.
 
-A script's docstring says what it measures and gives its commands; `results/NAME.json` holds its figures. Every
-dict in it that has a `"median"` is a row of the table, wherever it stands. Where there is no file yet, the page
-says so.
+A script's docstring says what it measures and gives its commands; `results/NAME.json` holds its figures.
+Every dict in it that has a `"median"` is a row of the table, wherever it stands. Where there is no file yet,
+the page says so.
 """
 
 import ast
@@ -25,10 +25,10 @@ _FACTS = ("machine", "processor", "cores", "tensorflow", "keras", "torch", "date
 _HEAD = """\
 # Benchmarks
 
-Each section is one script of `benchmarks/`: what it measures, the command, and the figures of its last run that
-is kept in the repository. Nothing on this page is written by hand: it is made from these files when the site is
-built. Medians stand with the least and the greatest value of the rounds; on a machine shared with others, ratios
-of things timed in turns are steadier than times.
+Each section is one script of `benchmarks/`: what it measures, the command, and the figures of its last run
+that is kept in the repository. Nothing on this page is written by hand: it is made from these files when the
+site is built. Medians stand with the least and the greatest value of the rounds; on a machine shared with
+others, ratios of things timed in turns are steadier than times.
 {accuracy}"""
 
 

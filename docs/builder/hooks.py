@@ -1,7 +1,7 @@
-"""What MkDocs does beside reading the pages: pictures, formulas, the page of benchmarks, figures from results.
+"""What MkDocs does beside reading the pages: drawings, formulas, the page of benchmarks, pictures of results.
 
-- `<!-- picture: NAME -->` in a page becomes the drawing of that name from `pictures.py`, in the page itself, so
-  that it takes the colours of the scheme.
+- `<!-- picture: NAME -->` in a page becomes the drawing of that name from `pictures.py`, in the page itself,
+  so that it takes the colours of the scheme.
 - Formulas become MathML, which browsers draw without a script.
 - `benchmarks.md` is made by `benchmarks_page.py` from `benchmarks/results/`.
 - `accuracy.md`, made by a benchmark, is taken into the navigation where it is there.

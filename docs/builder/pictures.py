@@ -55,15 +55,18 @@ def _tag(name, inside="", **attributes):
     return f"<{name} {written}>{inside}</{name}>"
 
 
-def svg(width, height, title, *parts):
+def svg(name, width, height, title, *parts):
+    """A drawing; `name` makes its ids unique in a page of several."""
     heads = "".join(
-        f'<marker id="{kind}-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
-        f'orient="auto-start-reverse"><path d="M0 0.5 L7.5 4 L0 7.5 z" class="{kind}-tip"/></marker>'
+        f'<marker id="{name}-{kind}-head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto-start-reverse">'
+        f'<path d="M0 0.5 L7.5 4 L0 7.5 z" class="{kind}-tip"/></marker>'
         for kind in ("flow", "teaches")
     )
+    drawn = "".join(parts).replace("url(#", f"url(#{name}-")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{title}"><title>{title}</title><defs>{heads}</defs>{"".join(parts)}</svg>'
+        f'aria-label="{title}"><title>{title}</title><defs>{heads}</defs>{drawn}</svg>'
     )
 
 
@@ -71,7 +74,9 @@ def exits():
     """A network with three early exits."""
     parts = []
     line, xs = 62, (150, 310, 470, 630)
-    parts.append(_tag("rect", x=24, y=line - 26, width=52, height=52, class_="line") + text(50, line + 5, "image"))
+    parts.append(
+        _tag("rect", x=24, y=line - 26, width=52, height=52, class_="line") + text(50, line + 5, "image")
+    )
     parts.append(arrow((76, line), (96, line)))
     for i, (x, height) in enumerate(zip(xs, (96, 82, 68, 54), strict=True)):
         parts.append(box(x, line, 104, height, f"stage {i + 1}"))
@@ -94,7 +99,7 @@ def exits():
         parts.append(text(24, y, words, anchor="start", class_="faint"))
     parts.append(text(230, 24, "cut", class_="faint"))
     parts.append(arrow((230, 30), (230, 54)))
-    return svg(760, 306, "A network of four stages with three early exits and the final one", *parts)
+    return svg("exits", 760, 306, "A network of four stages with three early exits and the final one", *parts)
 
 
 def _low(name):
@@ -104,11 +109,19 @@ def _low(name):
 def teachers():
     """Who teaches whom, by objective."""
     panels = (_labels_teach(0), _last_teaches(262), _mean_teaches(524))
-    return svg(760, 262, "Who teaches whom: the labels alone, the final exit, or the mean of all", *panels)
+    return svg(
+        "teachers",
+        760,
+        262,
+        "Who teaches whom: the labels alone, the final exit, or the mean of all",
+        *panels,
+    )
 
 
 def _panel(left, title, names):
-    heading = text(left + 118, 18, title, font_weight="bold") + text(left + 118, 37, names, 12, class_="faint")
+    heading = text(left + 118, 18, title, font_weight="bold") + text(
+        left + 118, 37, names, 12, class_="faint"
+    )
     at = [left + 28 + 60 * i for i in range(EARLY + 1)]
     drawn = "".join(circle(x, 150, f"z{_low('K' if i == FINAL else i + 1)}") for i, x in enumerate(at))
     labels = box(left + 118, 236, 120, 26, "labels y", soft=False)
@@ -124,7 +137,9 @@ def _last_teaches(left):
     at, drawn = _panel(left, "the final exit", "DBT, BYOT")
     drawn += _tag("circle", cx=at[FINAL], cy=150, r=20.5, class_="heavy")
     for i, x in enumerate(at[:-1]):
-        drawn += curve((at[FINAL] - 2, 128), ((x + at[FINAL]) / 2, 100 - 14 * (FINAL - i)), (x + 2, 130), True)
+        drawn += curve(
+            (at[FINAL] - 2, 128), ((x + at[FINAL]) / 2, 100 - 14 * (FINAL - i)), (x + 2, 130), True
+        )
     return drawn
 
 
@@ -166,7 +181,7 @@ def routing():
         parts.append(text(x, 348, "final" if leaves == FINAL else f"exit_{leaves + 1}", 12))
     parts.append(text(200, 326, "result, in the order of the batch", anchor="end", class_="faint", size=12))
     title = "Eight rows: four leave at exit 1, two at exit 2, one at exit 3, one at the end"
-    return svg(760, 360, title, *parts)
+    return svg("routing", 760, 360, title, *parts)
 
 
 def _rows(x, y, rows, across=False):
