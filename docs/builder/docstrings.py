@@ -1,8 +1,8 @@
 """What the docstrings need before they are read as text, without importing the library.
 
-A griffe extension. It gives the names of `keras_exitens.__all__`, which are imported on first use only, their
-place in the package; fills the words that `applications.arguments.documented` fills when the library runs; and
-gives each of several arguments that are described together a line of its own.
+A griffe extension. It gives the names of `keras_exitens.__all__`, which are imported on first use only,
+their place in the package; fills the words that `applications.arguments.documented` fills when the library
+runs; and gives each of several arguments that are described together a line of its own.
 """
 
 import ast
