@@ -10,6 +10,7 @@ import sys
 import types
 import zlib
 
+import keras
 import pytest
 
 import keras_exitens as kx
@@ -32,10 +33,11 @@ def pages():
             yield pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
-@pytest.mark.parametrize("path", pages())
+@pytest.mark.parametrize("path", list(pages()))
 def test_code_of_a_page_runs(path, tmp_path, monkeypatch):
     """Blocks share their names, as a reader who follows along does, and write into a folder of their own."""
     monkeypatch.chdir(tmp_path)
+    keras.utils.clear_session()  # names of layers as in a process of its own
     page = path.read_text()
     namespace = {"__name__": "page"}
     for block in BLOCK.finditer(page):

@@ -62,9 +62,9 @@ def section(title, script, results):
 
 def _document(script):
     """The docstring of a script; its commands, which are indented, become code."""
-    document = ast.get_docstring(ast.parse(script.read_text()))
+    document = ast.get_docstring(ast.parse(script.read_text()), clean=False)
     blocks = []
-    for block in document.split("\n\n"):
+    for block in document.strip().split("\n\n"):
         if all(line.startswith("    ") for line in block.splitlines()):
             code = "\n".join(line[4:] for line in block.splitlines())
             blocks.append(f"```bash\n{code}\n```")
