@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast test-slow test-lowest wheel-test lint format bench clean
+.PHONY: demo test test-fast test-slow test-lowest wheel-test lint format bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -45,6 +45,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tensorboard_overhead.py --images 1000 --epochs 10
 	$(BIN)/python benchmarks/scaling.py --paper
 
+# Into site/; a warning is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # The environment is made once, from the tested versions, and again only when these files change.
 $(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
@@ -54,4 +58,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,142 @@
+"""The page of benchmarks, from the scripts in `benchmarks/` and what they measured, `benchmarks/results/`.
+
+A script's docstring says what it measures and gives its commands; `results/NAME.json` holds its figures.
+Every dict in it that has a `"median"` is a row of the table, wherever it stands. Where there is no file yet,
+the page says so.
+"""
+
+import ast
+import json
+import re
+
+# Script -> heading, in the order of the page. Scripts that are not there are left out.
+TITLES = {
+    "training_speed": "Training step",
+    "scaling": "Several devices",
+    "inference_speed": "Early exit in TensorFlow",
+    "deployment_speed": "Early exit on other runtimes",
+    "calibration_speed": "Calibration",
+    "tensorboard_overhead": "TensorBoard",
+    "build_scaling": "Attaching exits, by the size of the network",
+}
+_LOW, _HIGH = ("low", "least", "min"), ("high", "greatest", "max")
+_FACTS = ("machine", "processor", "cores", "tensorflow", "keras", "torch", "date")
+
+_HEAD = """\
+# Benchmarks
+
+Each section is one script of `benchmarks/`: what it measures, the command, and the figures of its last run
+that is kept in the repository. Nothing on this page is written by hand: it is made from these files when the
+site is built. Medians stand with the least and the greatest value of the rounds; on a machine shared with
+others, ratios of things timed in turns are steadier than times.
+{accuracy}"""
+
+
+def make(root):
+    """The page as Markdown. `root` is the folder of the repository."""
+    accuracy = (
+        "\nThe accuracy of what is trained has a page of its own: [accuracy](accuracy.md).\n"
+        if (root / "docs" / "accuracy.md").exists()
+        else ""
+    )
+    sections = [
+        section(title, script, root / "benchmarks" / "results" / f"{name}.json")
+        for name, title in TITLES.items()
+        if (script := root / "benchmarks" / f"{name}.py").exists()
+    ]
+    return "\n".join([_HEAD.format(accuracy=accuracy), *sections])
+
+
+def section(title, script, results):
+    lines = [f"## {title}\n", _document(script), ""]
+    picture = results.with_suffix(".png")
+    if results.exists():
+        report = json.loads(results.read_text())
+        lines += _kind(report)(report)
+    else:
+        lines.append("*No figures are kept of this script yet: run it to get them for your machine.*\n")
+    if picture.exists():
+        lines.append(f"![{title}](results/{picture.name})\n")
+    return "\n".join(lines)
+
+
+def _document(script):
+    """The docstring of a script; its commands, which are indented, become code."""
+    document = ast.get_docstring(ast.parse(script.read_text()), clean=False)
+    blocks = []
+    for block in document.strip().split("\n\n"):
+        if all(line.startswith("    ") for line in block.splitlines()):
+            code = "\n".join(line[4:] for line in block.splitlines())
+            blocks.append(f"```bash\n{code}\n```")
+        else:
+            blocks.append(block)
+    return "\n\n".join(blocks)
+
+
+def _kind(report):
+    return build_scaling if {"runs", "exits"} <= set(report) else medians
+
+
+def medians(report):
+    """A table of every dict with a median, and under it on what it was measured."""
+    rows = list(_medians(report))
+    lines = ["| measured | median | least to greatest |", "| --- | ---: | ---: |"] if rows else []
+    for path, found in rows:
+        low, high = (next((found[k] for k in keys if k in found), None) for keys in (_LOW, _HIGH))
+        spread = "" if None in (low, high) else f"{_number(low)} to {_number(high)}"
+        unit = f" {found['unit']}" if "unit" in found else ""
+        lines.append(f"| {_cell(' · '.join(path))} | {_number(found['median'])}{unit} | {spread} |")
+    facts = _facts(report)
+    return [*lines, "", f"Measured on: {facts}.\n" if facts else ""]
+
+
+def _medians(value, path=()):
+    if not isinstance(value, dict):
+        return
+    if isinstance(value.get("median"), int | float):
+        yield path, value
+    for key, inner in value.items():
+        yield from _medians(inner, (*path, key))
+
+
+def _facts(report):
+    """What is said of the machine and the versions, each once, wherever it stands."""
+    found = {}
+
+    def look(value):
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                if key in _FACTS and isinstance(inner, str | int | float):
+                    found.setdefault(key, set()).add(str(inner))
+                look(inner)
+
+    look(report)
+    return "; ".join(f"{key} {', '.join(sorted(found[key]))}" for key in _FACTS if key in found)
+
+
+def build_scaling(report):
+    steps = ("backbone", "add_exits", "cost", "split")
+    lines = [
+        f"Seconds of CPU, medians of the rounds, {report['exits']} exits; {report.get('machine', '')}.\n",
+        "| network | layers | building it | `add_exits` | `cost` | `stages.split` | rounds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for network, runs in report["runs"].items():
+        seconds = (_median(run["seconds"][step] for run in runs) for step in steps)
+        cells = " | ".join(_number(value) for value in seconds)
+        lines.append(f"| {network} | {runs[0]['layers']} | {cells} | {len(runs)} |")
+    return [*lines, ""]
+
+
+def _median(values):
+    values = sorted(values)
+    half = len(values) // 2
+    return values[half] if len(values) % 2 else (values[half - 1] + values[half]) / 2
+
+
+def _number(value):
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _cell(words):
+    return re.sub(r"\s+", " ", words).replace("|", "\\|")
