@@ -12,12 +12,13 @@ from packaging.version import Version
 ROOT = pathlib.Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
+DEVELOPMENT = {"dev", "docs"}  # what no user of the library needs
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
 def requirements():
-    """All that is required, by extras too, but for what only development needs."""
-    extras = [group for name, group in EXTRAS.items() if name not in ("all", "dev")]
+    """All that is required, by extras too."""
+    extras = [group for name, group in EXTRAS.items() if name not in {"all", *DEVELOPMENT}]
     groups = [PROJECT["dependencies"], *extras]
     return [Requirement(text) for group in groups for text in group]
 
@@ -54,7 +55,7 @@ def test_every_extra_that_an_error_names_is_there():
 
 def test_all_holds_every_extra_for_users():
     (everything,) = map(Requirement, EXTRAS["all"])
-    assert everything.extras == {*EXTRAS} - {"all", "dev"}
+    assert everything.extras == {*EXTRAS} - {"all", *DEVELOPMENT}
 
 
 def commands_of(target):
