@@ -56,8 +56,8 @@ def check_contents(sdist, wheel):
         inside = {name.partition("/")[2] for name in file.getnames()}
     wanted = package | sources(
         *(f"{folder}/**/*.{kind}" for folder in ("benchmarks", "examples", "tests") for kind in ("py",)),
-        *(f"docs/**/*.{kind}" for kind in ("md", "jsonl")),
-        *("LICENSE", "Makefile", "*.md", "*.toml", "constraints*.txt", "setup.py"),
+        *(f"docs/**/*.{kind}" for kind in ("md", "jsonl", "py", "css", "svg", "png")),
+        *("LICENSE", "Makefile", "*.md", "*.toml", "constraints*.txt", "mkdocs.yml", "setup.py"),
     )
     assert wanted <= inside, f"not in the sdist: {sorted(wanted - inside)}"
     unwanted = [name for name in inside if "__pycache__" in name or name.startswith((".venv", "build/"))]
