@@ -345,7 +345,7 @@ def statements(runs, dataset):
 
 
 def faster(runs, dataset, method):
-    """By how many epochs a method is sooner than plain where plain ends; never counts as one after the last."""
+    """Epochs by which a method is sooner than plain where plain ends; never counts as one after the last."""
     found, together = {}, []
     for network in SMALL:
         plain = runs.get(main_point(dataset, network, PLAIN), {})
