@@ -12,6 +12,7 @@ import collections
 import itertools
 import math
 import pathlib
+import textwrap
 
 import numpy as np
 from accuracy import (
@@ -170,7 +171,7 @@ def comparison(runs, dataset, method, base, value, networks=SMALL):
         )
         found[network] = paired(pairs)
         together += pairs
-    found["all"] = paired(together[:24])
+    found["all"] = paired(together)
     return found
 
 
@@ -237,7 +238,7 @@ def ensemble_table(runs, dataset):
             every += gains
             cells.append(signed(paired(gains)))
         if every:
-            rows.append([method, *cells, signed(paired(every[:24]))])
+            rows.append([method, *cells, signed(paired(every))])
     return table(["method", *SMALL, "all"], rows) if rows else "No runs yet.\n"
 
 
@@ -340,7 +341,7 @@ def statements(runs, dataset):
             for network in SMALL
         }
         found = {network: paired(values) for network, values in gains.items()}
-        found["all"] = paired(list(itertools.chain(*gains.values()))[:24])
+        found["all"] = paired(list(itertools.chain(*gains.values())))
         yield judged(found, f"with {method} the ensemble beats the final exit, so that it can teach it")
 
 
@@ -359,7 +360,7 @@ def faster(runs, dataset, method):
             )
         found[network] = paired(gains)
         together += gains
-    found["all"] = paired(together[:24])
+    found["all"] = paired(together)
     return found
 
 
@@ -529,7 +530,11 @@ def report(lines, folder=None):
         f"with momentum 0.9, L2 of {MAIN['l2']:g} and a cosine decay from the best of the rates {RATES} for "
         "each method, network and data set; exits at each resolution, with the paper's convolutional heads"
     )
-    parts = [INTRODUCTION.format(recipe=recipe), "\n## What there is\n", *missing(lines)]
+    introduction = (
+        textwrap.fill(paragraph, 110, break_on_hyphens=False, break_long_words=False)
+        for paragraph in INTRODUCTION.format(recipe=recipe).split("\n\n")
+    )
+    parts = ["\n\n".join(introduction), "\n## What there is\n", *missing(lines)]
     parts.append(f"- Learning rates that were chosen, by number of table rows: {edges(runs)}.")
     for dataset in ("glyphs", "fashion_mnist"):
         if not any(p[0] == dataset for p in runs):
@@ -566,7 +571,10 @@ def report(lines, folder=None):
         if made:
             parts.append("\n## Pictures\n")
             parts += [f"![{shows}]({folder.name}/{name})\n" for name, shows in made]
-    return "\n".join(part.rstrip("\n") if part.endswith("\n\n") else part for part in parts).rstrip() + "\n"
+    text = "\n".join(parts)
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text.rstrip() + "\n"
 
 
 def main(arguments=None):

@@ -30,7 +30,7 @@ FACES = 16  # of a family, at most
 ALIKE = 3  # characters of a face that look like another one, at most
 SHARES = {"train": 0.6, "validation": 0.1, "calibration": 0.1, "test": 0.2}  # of the families
 
-_SCALE = 4  # drawn so much larger, then reduced
+_SCALE = 3  # drawn so much larger, then reduced
 _MARGIN = 2  # pixels at each side that upright characters leave free
 _FORMAT = 1  # of the cache: another number, another file
 
@@ -140,12 +140,16 @@ def render(faces):
     Raises:
         FileNotFoundError: there are too few faces.
     """
-    images, kept, taken = [], [], collections.Counter()
+    images, kept, taken, seen = [], [], collections.Counter(), set()
     for (path, _, _), family in zip(faces, families(faces), strict=True):
-        if taken[family] < FACES and (pictures := draw_face(path)) is not None:
-            taken[family] += 1
-            images.append(pictures)
-            kept.append((str(path), family))
+        upright = draw_face(path) if taken[family] < FACES else None
+        # The Latin letters of one face may stand in many files, for other scripts or under other names.
+        if upright is None or (look := b"".join(p.reduce(_SCALE).tobytes() for p in upright)) in seen:
+            continue
+        seen.add(look)
+        taken[family] += 1
+        images.append(np.stack([turned(picture, path, number) for number, picture in enumerate(upright)]))
+        kept.append((str(path), family))
     if len(taken) < 10:
         raise FileNotFoundError(
             f"{FONTS} holds {len(taken)} usable font families, too few for a data set. Install Debian's font "
@@ -164,7 +168,7 @@ def render(faces):
 
 
 def draw_face(path):
-    """The characters of one face, uint8 `(94, 28, 28)`; `None` for a face that cannot be used.
+    """The characters of one face, upright: a list of large Pillow images, or `None` for an unusable face.
 
     All characters share one scale and one baseline: a comma stays low, an apostrophe high, an o small.
     """
@@ -187,26 +191,27 @@ def draw_face(path):
         return None
     canvas = SIZE * _SCALE
     baseline = (canvas - (top + bottom) * factor) / 2
-    turned, upright = [], set()
-    for number, character in enumerate(CHARACTERS):
+    pictures = []
+    for character in CHARACTERS:
         picture = Image.new("L", (canvas, canvas))
         left, _, right, _ = font.getbbox(character, anchor="ls")
         ImageDraw.Draw(picture).text(
             ((canvas - left - right) / 2, baseline), character, fill=255, font=font, anchor="ls"
         )
-        upright.add(picture.reduce(_SCALE).tobytes())
-        picture = picture.rotate(_angle(path, number), Image.Resampling.BICUBIC)
-        turned.append(np.asarray(picture.reduce(_SCALE)))
-    turned = np.stack(turned)
-    if len(upright) < len(CHARACTERS) - ALIKE or not turned.any(axis=(1, 2)).all():
+        pictures.append(picture)
+    small = {picture.reduce(_SCALE).tobytes() for picture in pictures}
+    if bytes(SIZE * SIZE) in small or len(small) < len(CHARACTERS) - ALIKE:
         return None
-    return turned
+    return pictures
 
 
-def _angle(path, number):
-    """The angle of one picture: the same on every machine and whatever else is rendered."""
+def turned(picture, path, number):
+    """A large picture turned and reduced, uint8 `(28, 28)`; the angle depends on file and character alone."""
+    from PIL import Image
+
     key = zlib.crc32(f"{pathlib.Path(path).name} {number}".encode())
-    return float(np.random.RandomState(key).uniform(-DEGREES, DEGREES))
+    angle = float(np.random.RandomState(key).uniform(-DEGREES, DEGREES))
+    return np.asarray(picture.rotate(angle, Image.Resampling.BICUBIC).reduce(_SCALE))
 
 
 def contact_sheet(stored, path, rows=24, columns=40, seed=0):

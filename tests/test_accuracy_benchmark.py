@@ -201,8 +201,10 @@ def test_sign_flip_by_hand():
     assert accuracy_statistics.sign_flip([-1, 2, 4]) == 4 / 8
     assert accuracy_statistics.sign_flip([0.1] * 5) == 2 / 32, "five seeds cannot give less"
     assert accuracy_statistics.sign_flip([0.3, 0.1] * 10) == 2 / 2**20
-    with pytest.raises(ValueError, match="25"):
-        accuracy_statistics.sign_flip([1.0] * 25)
+    many = accuracy_statistics.sign_flip([*[1.0] * 19, *[-1.0] * 11])
+    assert many == pytest.approx(stats.binomtest(19, 30).pvalue, abs=0.005), "random signs, beyond 24 pairs"
+    with pytest.raises(ValueError, match="no pairs"):
+        accuracy_statistics.sign_flip([])
 
 
 def test_holm_by_hand():
@@ -292,9 +294,11 @@ def test_faces_are_rendered_the_same_each_time(tmp_path):
     matplotlib = pytest.importorskip("matplotlib")
     fonts = pathlib.Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     path = fonts / "DejaVuSans.ttf"
-    pictures = glyphs.draw_face(path)
+    upright = glyphs.draw_face(path)
+    pictures = np.stack([glyphs.turned(picture, path, i) for i, picture in enumerate(upright)])
+    again = [glyphs.turned(picture, path, i) for i, picture in enumerate(glyphs.draw_face(path))]
     assert pictures.shape == (94, 28, 28) and pictures.dtype == np.uint8
-    assert (pictures == glyphs.draw_face(path)).all()
+    assert (pictures == again).all()
     # One baseline for all: a comma is low, an apostrophe high.
     rows = np.arange(28)
     height = {
