@@ -266,7 +266,7 @@ def pipelines(settings, data_dir=None):
 
     every = tf.range(len(rows), dtype=tf.int64)
     train = batches.shuffled_steps(every, batch, seed).map(training_batch).prefetch(2)
-    return train, len(rows) // batch, one_pass, images.shape[1:], classes
+    return train, len(rows) // batch, one_pass, tuple(images.shape[1:]), classes
 
 
 def learning_rate(settings, steps):
