@@ -54,7 +54,7 @@ REMEDIES = (
     *("eed-kl-beta", "eed-kl-running", "eed-kl-better", "eed-kl-early", "beed-soft"),
 )
 # Small enough for one core: name to width factor and number of exits (one at each resolution but the last).
-SMALL = {"VGG11": (0.125, 3), "ResNet10": (0.125, 3), "ResNeXt14": (0.125, 3), "WideResNet10_2": (0.25, 2)}
+SMALL = {"VGG11": (0.125, 3), "ResNet10": (0.125, 3), "ResNeXt14": (0.125, 3), "WideResNet10_2": (0.375, 2)}
 FULL = {"VGG16": (1.0, 3), "ResNet18": (1.0, 3), "ResNeXt50": (1.0, 3), "WideResNet28_10": (1.0, 2)}
 MAIN = {"train_size": 3000, "epochs": 30, "batch": 128, "schedule": "cosine", "l2": 5e-4, "augment": "auto"}
 # Training images and epochs of the sweep over sizes.
