@@ -33,6 +33,7 @@ _OBJECTIVES = {
 }
 _CHOICES = ("exits", "placement", "head", "objective")
 _RANGES = ("temperature", "teacher_weight", "feature_weight", "learning_rate")
+_NETWORK = "network"  # not searched: says which backbone the trials are of
 
 
 class ExitHyperModel(keras_tuner.HyperModel):
@@ -113,16 +114,19 @@ class ExitHyperModel(keras_tuner.HyperModel):
 
     def build(self, hp):
         """A compiled distiller with the values of `hp`."""
-        self._check_space(hp)
+        self._check_names(hp)
         choice = {name: self._chosen(hp, name) for name in _CHOICES}
         make, _ = _OBJECTIVES[choice["objective"]]
         values = {name: self._number(hp, name, choice["objective"]) for name in _RANGES[:-1]}
-        model = add_exits(
-            self.backbone(), choice["exits"], placement=choice["placement"], head=choice["head"]
-        )
+        backbone = self.backbone()
+        model = add_exits(backbone, choice["exits"], placement=choice["placement"], head=choice["head"])
         distiller = ExitEnsembleDistiller(model, make(*values.values()))
+        images, classes = backbone.input_shape[1:], distiller.classes
+        self._check_network(hp, f"{images} to {classes} classes, {backbone.count_params()} weights")
         rate = self._number(hp, "learning_rate")
         distiller.compile(optimizer=self.optimizer(rate), **self.compile_arguments)
+        # So that get_best_models finds the state of the optimizer in the checkpoint, too.
+        distiller.optimizer.build(distiller.trainable_variables)
         return distiller
 
     def fit(self, hp, model, *args, callbacks=(), **kwargs):
@@ -145,17 +149,27 @@ class ExitHyperModel(keras_tuner.HyperModel):
             value = hp.Float(name, low, high, sampling="log")
         return value if objective in owners else low
 
-    def _check_space(self, hp):
-        known = {*_CHOICES, *_RANGES}
+    def _check_names(self, hp):
+        known = {*_CHOICES, *_RANGES, _NETWORK}
         foreign = [name for name in hp.values if name not in known and not name.startswith("tuner/")]
         if foreign:
-            raise checks.error(
-                "The folder of the tuner holds the search of another project.",
-                expected=f"hyperparameters among {sorted(known)}",
-                received=f"{foreign}",
-                fix="give the tuner another directory or project_name, or overwrite=True",
-                kind=keras_tuner.errors.FatalValueError,
-            )
+            raise _other_project(f"hyperparameters among {sorted(known)}", f"{foreign}")
+
+    def _check_network(self, hp, network):
+        """Keeps with the trials which network they are of: those of another one say nothing here."""
+        found = hp.Fixed(_NETWORK, network)
+        if found != network:
+            raise _other_project(f"trials of {network}", f"trials of {found}")
+
+
+def _other_project(expected, received):
+    return checks.error(
+        "The folder of the tuner holds the search of another project.",
+        expected=expected,
+        received=received,
+        fix="give the tuner another directory or project_name, or overwrite=True",
+        kind=keras_tuner.errors.FatalValueError,
+    )
 
 
 def tradeoff_area(accuracies, costs, budget):
