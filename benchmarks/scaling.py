@@ -3,12 +3,12 @@
     python benchmarks/scaling.py                # goes on from its JSON file until it has --rounds rounds
     python benchmarks/scaling.py --paper        # 8 and 64 GPUs, from bytes and operations alone
 
-Every replica gets --batch rows a step. Logical devices (MirroredStrategy) share all cores of the machine: two
-cannot be faster than one, and what is seen is what dividing and summing costs. Workers (two processes on
-loopback, MultiWorkerMirroredStrategy) get one core each, and one worker has one core too: there two can be
-twice as fast. Beside whole steps of `fit` the communication alone is timed, in the same processes: an
-all-reduce of tensors of the shapes of all gradients, made as the optimizer makes it. Each configuration runs
-in processes of its own, in turns; medians and ranges over the rounds.
+Every replica gets --batch rows a step. Logical devices (MirroredStrategy) share all cores of the machine:
+what is seen is what dividing and summing costs, and two win only where one leaves cores idle. Workers (two
+processes on loopback, MultiWorkerMirroredStrategy) get one core each, and one worker has one core too: there
+two can be twice as fast. Beside whole steps of `fit` the communication alone is timed, in the same processes:
+an all-reduce of tensors of the shapes of all gradients, made as the optimizer makes it. Each configuration
+runs in processes of its own, in turns; medians and ranges over the rounds.
 
 On paper: a ring all-reduce of b bytes between n GPUs takes 2 (n − 1) (latency + b / n / bandwidth); compute
 is three times the multiply-adds of the forward pass, two operations each. Nothing overlaps and input is free:
@@ -29,8 +29,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-# What replicas are -> how many times the throughput of one replica two of them can have.
-KINDS = {"logical devices": 1, "workers": 2}
+KINDS = {"logical devices": "on the same cores", "workers": "on a core each"}
 WARM = 5
 # Network -> (width, input shape, rows a GPU), for the model on paper.
 PAPER = {
@@ -195,7 +194,7 @@ def span(values, scale=1.0, digits=1):
 
 
 def report(args, runs):
-    for kind, most in KINDS.items():
+    for kind, where in KINDS.items():
         one, two = ([run["step"] for run in runs[f"{n} {kind}"]] for n in (1, 2))
         rounds = min(len(one), len(two))
         if not rounds:
@@ -212,7 +211,7 @@ def report(args, runs):
             f"{span(share, 100)} % of a step"
         )
         gains = [2 * a / b for a, b in zip(one, two, strict=False)]
-        print(f"  throughput of two beside one: {span(gains, digits=2)}; {most} at best")
+        print(f"  throughput of two beside one, {where}: {span(gains, digits=2)}")
 
 
 def paper(args):
