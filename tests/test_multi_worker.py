@@ -17,8 +17,8 @@ import worker
 SCRIPT = pathlib.Path(__file__).with_name("worker.py")
 
 
-def start(part, folder, die_at=0):
-    """Starts two workers; the second one kills itself at step `die_at`."""
+def start(part, folder, die_at=0, who=1):
+    """Starts two workers; worker `who` kills itself at step `die_at`."""
     servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in servers]
     for server in servers:
@@ -26,7 +26,7 @@ def start(part, folder, die_at=0):
     processes = []
     for index in range(2):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
-        command = [sys.executable, str(SCRIPT), part, str(folder), str(die_at * index)]
+        command = [sys.executable, str(SCRIPT), part, str(folder), str(die_at * (index == who))]
         environment = {**os.environ, "TF_CONFIG": json.dumps(task)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         processes.append(subprocess.Popen(command, env=environment, **pipes))
@@ -91,17 +91,20 @@ def test_half_precisions_and_keras_own_backups_on_two_workers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_ends_the_job_with_an_error_and_it_goes_on_from_the_backup(tmp_path):
-    processes = start("stream", tmp_path, die_at=9)
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_worker_that_dies_ends_the_job_with_an_error_and_it_goes_on_from_the_backup(who, tmp_path):
+    """The chief, which writes the backups, or the other one."""
+    processes = start("stream", tmp_path, die_at=9, who=who)
+    other = 1 - who
     died = None
-    while processes[0].poll() is None:
-        if died is None and processes[1].poll() is not None:
+    while processes[other].poll() is None:
+        if died is None and processes[who].poll() is not None:
             died = time.monotonic()
         assert died is None or time.monotonic() - died < 60
         time.sleep(0.2)
     codes, outputs = finish(processes)
-    assert codes[0] != 0 and codes[1] == -9
-    assert "ConnectionError: Another worker of this job is gone." in outputs[0]
+    assert codes[who] == -9 and codes[other] != 0
+    assert "ConnectionError: Another worker of this job is gone." in outputs[other]
 
     codes, outputs = finish(start("stream", tmp_path))
     assert codes == [0, 0], outputs
