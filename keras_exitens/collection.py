@@ -86,7 +86,8 @@ class _Recorder(keras.Model):
         if y is None and self.labels_wanted:
             raise _no_labels()
         x, own_rows = replicas.at_least_one_row(x)
-        found = {"logits": own_rows(self(x, training=False)), "labels": y, "third": third}
+        logits = replicas.gatherable(own_rows(self(x, training=False)), self.distribute_strategy)
+        found = {"logits": logits, "labels": y, "third": third}
         return {key: value for key, value in found.items() if value is not None}
 
 

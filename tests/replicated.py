@@ -107,7 +107,7 @@ def mixed_bfloat16(scope):
     keras.config.set_dtype_policy("float32")
     found = {
         "computed in": np.array(distiller.model.layers[1].compute_dtype),
-        "kept in": np.array(str(distiller.weights[0].dtype)),
+        "kept in": np.array(str(distiller.model.weights[0].dtype)),
         **{f"log {key}": value for key, value in logs.items()},
         **{f"predict {key}": value for key, value in predicted.items()},
     }
