@@ -71,6 +71,8 @@ def more(tests, scope, folder):
     """Half precisions, and Keras's own callbacks."""
     import replicated
 
+    import keras_exitens as kx
+
     def made():
         with scope():
             return make(tests)
@@ -82,6 +84,9 @@ def more(tests, scope, folder):
         for name, value in train(tests, distiller).items():
             found[f"{precision} {name}"] = value
         found[f"{precision} skipped"] = distiller.skipped_steps
+        with scope():
+            records = kx.collect(distiller, tests.data(17), batch_size=BATCH, verbose=0)
+        found[f"{precision} collected"] = records.logits
         found[f"{precision} computed in"] = distiller.model.layers[1].compute_dtype
     keras.config.set_dtype_policy("float32")
     for name, value in replicated.stock_callbacks(made, scope, folder, f"worker {INDEX}").items():
