@@ -40,7 +40,8 @@ class ExitHyperModel(keras_tuner.HyperModel):
     """The search space of multi-exit networks over one backbone; works with every tuner of KerasTuner.
 
     Each argument is searched where it holds several values, and fixed where it is one value. Parameters that
-    an objective does not have are not searched under it.
+    an objective does not have are not searched under it. All trials have the dtype policy that is set when this
+    object is made, such as `"mixed_bfloat16"`.
 
     The objective of the tuner is any logged metric, with its direction:
     `keras_tuner.Objective("val_final_accuracy", "max")`; or `keras_tuner.Objective("val_tradeoff", "max")`,
@@ -92,6 +93,7 @@ class ExitHyperModel(keras_tuner.HyperModel):
         **compile_arguments,
     ):
         super().__init__()
+        self.policy = keras.config.dtype_policy()
         self.backbone = backbone
         self.optimizer = optimizer or (lambda rate: keras.optimizers.SGD(rate, momentum=0.9))
         self.compile_arguments = {"metrics": ["accuracy"], **compile_arguments}
@@ -114,6 +116,7 @@ class ExitHyperModel(keras_tuner.HyperModel):
 
     def build(self, hp):
         """A compiled distiller with the values of `hp`."""
+        keras.config.set_dtype_policy(self.policy)  # KerasTuner clears the session before, and so forgets it
         self._check_names(hp)
         choice = {name: self._chosen(hp, name) for name in _CHOICES}
         make, _ = _OBJECTIVES[choice["objective"]]
