@@ -40,8 +40,8 @@ class ExitHyperModel(keras_tuner.HyperModel):
     """The search space of multi-exit networks over one backbone; works with every tuner of KerasTuner.
 
     Each argument is searched where it holds several values, and fixed where it is one value. Parameters that
-    an objective does not have are not searched under it. All trials have the dtype policy that is set when this
-    object is made, such as `"mixed_bfloat16"`.
+    an objective does not have are not searched under it. All trials have the dtype policy that is set when
+    this object is made, such as `"mixed_bfloat16"`.
 
     The objective of the tuner is any logged metric, with its direction:
     `keras_tuner.Objective("val_final_accuracy", "max")`; or `keras_tuner.Objective("val_tradeoff", "max")`,

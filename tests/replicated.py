@@ -109,7 +109,7 @@ def mixed_bfloat16(scope):
         "computed in": np.array(distiller.model.layers[1].compute_dtype),
         "kept in": np.array(str(distiller.model.weights[0].dtype)),
         **{f"log {key}": value for key, value in logs.items()},
-        **{f"predict {key}": value for key, value in predicted.items()},
+        **{f"predict {key}": value.astype("float32") for key, value in predicted.items()},
     }
     return {**found, **{f"weight {i}": v.numpy() for i, v in enumerate(distiller.weights)}}
 
