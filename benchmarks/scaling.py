@@ -1,21 +1,25 @@
-"""How training scales: measured for one and two logical devices or workers, on paper for more.
+"""How training scales: measured for one and two logical devices and workers, on paper for 8 and 64 GPUs.
 
-    python benchmarks/scaling.py                        # 1 and 2 replicas, MirroredStrategy
-    python benchmarks/scaling.py --workers              # 1 and 2 processes, MultiWorkerMirroredStrategy
-    python benchmarks/scaling.py --paper                # 8 and 64 GPUs, from bytes and operations alone
+    python benchmarks/scaling.py                # goes on from its JSON file until it has --rounds rounds
+    python benchmarks/scaling.py --paper        # 8 and 64 GPUs, from bytes and operations alone
 
-All replicas share the cores of this machine, so two of them cannot be faster than one: what is measured is
-what dividing a batch costs, the sums over replicas included. Each configuration runs in a process of its own,
-in turns, --repeats times; the median and the range are printed.
+Every replica gets --batch rows a step. Logical devices (MirroredStrategy) share all cores of the machine:
+what is seen is what dividing and summing costs, and two win only where one leaves cores idle. Workers (two
+processes on loopback, MultiWorkerMirroredStrategy) get one core each, and one worker has one core too: there
+two can be twice as fast. Beside whole steps of `fit` the communication alone is timed, in the same processes:
+an all-reduce of tensors of the shapes of all gradients, made as the optimizer makes it. Each configuration
+runs in processes of its own, in turns; medians and ranges over the rounds.
 
---paper needs no measurement: a ring all-reduce moves 2 (n-1)/n times the bytes of the gradients, and compute
-is 3 times the multiply-adds of the forward pass, two operations each. Latency and input are left out and
-nothing overlaps: a rough guide, not a forecast.
+On paper: a ring all-reduce of b bytes between n GPUs takes 2 (n − 1) (latency + b / n / bandwidth); compute
+is three times the multiply-adds of the forward pass, two operations each. Nothing overlaps and input is free:
+a rough guide, not a forecast. The assumptions are arguments, and stand in the JSON file.
 """
 
 import argparse
 import json
 import os
+import pathlib
+import platform
 import socket
 import statistics
 import subprocess
@@ -24,42 +28,88 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+RESULTS = pathlib.Path(__file__).parent / "results"
+KINDS = {"logical devices": "on the same cores", "workers": "on a core each"}
+WARM = 5
+# Network -> (width, input shape, rows a GPU), for the model on paper.
+PAPER = {
+    "ResNet18, 32 × 32": ("ResNet18", (32, 32, 3), 128),
+    "ResNet18, 224 × 224": ("ResNet18", (224, 224, 3), 64),
+}
 
-def parse(arguments):
+
+def parse(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--workers", action="store_true", help="processes on loopback, not devices in one")
-    parser.add_argument("--paper", action="store_true", help="print the model for 8 and 64 GPUs only")
-    parser.add_argument("--batch", type=int, default=64, help="rows of a step, all replicas together")
+    parser.add_argument("--paper", action="store_true", help="the model for 8 and 64 GPUs only")
+    parser.add_argument("--batch", type=int, default=32, help="rows of a step, each replica")
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=60, help="begin no further run after these")
     parser.add_argument("--width", type=float, default=0.25, help="width factor of the ResNet18")
-    parser.add_argument("--tflops", type=float, default=100.0, help="of a GPU, as the network reaches them")
-    parser.add_argument("--bandwidth", type=float, default=25.0, help="GB/s between two GPUs of the ring")
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)  # a single run of so many replicas
+    parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "scaling.json")
+    paper = parser.add_argument_group("assumptions of the model on paper")
+    paper.add_argument("--tflops", type=float, default=50.0, help="of a GPU, as the network reaches them")
+    paper.add_argument("--bandwidth-8", type=float, default=200.0, help="GB/s of the ring, one machine")
+    paper.add_argument("--bandwidth-64", type=float, default=25.0, help="GB/s of the ring, eight machines")
+    paper.add_argument("--latency", type=float, default=10.0, help="microseconds of one hop")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a single run: kind and replicas
     return parser.parse_args(arguments)
 
 
-def build(width):
+def build(width, name="ResNet18", input_shape=(32, 32, 3)):
     import keras_exitens as kx
 
-    backbone = kx.applications.ResNet18(input_shape=(32, 32, 3), classes=100, width=width)
-    return kx.add_exits(backbone, exits=3)
+    make = getattr(kx.applications, name)
+    return kx.add_exits(make(input_shape=input_shape, classes=100, width=width), exits=3)
+
+
+# One run, in a process of its own ---------------------------------------------------------------------
+
+
+def make_strategy(kind, replicas):
+    import tensorflow as tf
+
+    if replicas == 1:
+        return tf.distribute.get_strategy()
+    if kind == "workers":
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def seconds_of_sums(strategy, variables, times):
+    """Median seconds of one all-reduce of tensors of the shapes of `variables`."""
+    import tensorflow as tf
+
+    @tf.function
+    def summed():
+        def of_one():
+            tensors = [tf.ones(v.shape, v.dtype) for v in variables]
+            context = tf.distribute.get_replica_context()
+            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+            return tf.add_n([tf.reshape(s, (-1,))[0] for s in sums])  # so that all of them are computed
+
+        return strategy.run(of_one)
+
+    seconds = []
+    for _ in range(WARM + times):
+        start = time.perf_counter()
+        found = strategy.experimental_local_results(summed())[0].numpy()
+        seconds.append(time.perf_counter() - start)
+    assert found == len(variables) * strategy.num_replicas_in_sync
+    return statistics.median(seconds[WARM:])
 
 
 def one_run(args):
-    """Trains and prints the seconds of a step, without the first ones."""
-    import tensorflow as tf
-
-    if args.workers:
-        strategy = (
-            tf.distribute.MultiWorkerMirroredStrategy() if args.one > 1 else tf.distribute.get_strategy()
-        )
-    else:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * args.one)
-        devices = [f"CPU:{i}" for i in range(args.one)]
-        strategy = tf.distribute.MirroredStrategy(devices) if args.one > 1 else tf.distribute.get_strategy()
+    """Trains and prints the seconds of a step and of the sums in it."""
+    kind, replicas = args.one[0], int(args.one[1])
+    if kind == "workers" and len(cores := sorted(os.sched_getaffinity(0))) > 1:
+        task = json.loads(os.environ.get("TF_CONFIG", '{"task": {"index": 0}}'))["task"]["index"]
+        os.sched_setaffinity(0, {cores[task % len(cores)]})
+    strategy = make_strategy(kind, replicas)  # first of all: it opens the connections
     import keras
+    import tensorflow as tf
 
     import keras_exitens as kx
 
@@ -72,77 +122,155 @@ def one_run(args):
     with strategy.scope():
         distiller = kx.ExitEnsembleDistiller(build(args.width))
         distiller.compile(keras.optimizers.SGD(0.01, momentum=0.9))
-    images = tf.random.stateless_uniform((args.batch, 32, 32, 3), (0, 0))
-    labels = tf.random.stateless_uniform((args.batch,), (0, 1), 0, 100, tf.int32)
-    data = tf.data.Dataset.from_tensors((images, labels)).unbatch().batch(args.batch).cache().repeat()
-    clock, warm = Clock(), 5
-    distiller.fit(data, steps_per_epoch=args.steps + warm, verbose=0, shuffle=False, callbacks=[clock])
-    seconds = [b - a for a, b in zip(clock.times[warm - 1 :], clock.times[warm:], strict=False)]
-    print(json.dumps(statistics.median(seconds)))
+    rows = args.batch * replicas
+    images = tf.random.stateless_uniform((rows, 32, 32, 3), (0, 0))
+    labels = tf.random.stateless_uniform((rows,), (0, 1), 0, 100, tf.int32)
+    data = tf.data.Dataset.from_tensors((images, labels)).unbatch().batch(rows).cache().repeat()
+    clock = Clock()
+    distiller.fit(data, steps_per_epoch=args.steps + WARM, verbose=0, shuffle=False, callbacks=[clock])
+    steps = [b - a for a, b in zip(clock.times[WARM - 1 :], clock.times[WARM:], strict=False)]
+    variables = distiller.trainable_variables
+    sums = seconds_of_sums(strategy, variables, args.steps) if replicas > 1 else 0.0
+    sizes = [4 * v.value.shape.num_elements() for v in variables]
+    print(json.dumps({"step": statistics.median(steps), "sums": sums, "bytes": sum(sizes)}))
 
 
-def measure(args, replicas):
-    """Seconds of a step of one run of so many replicas."""
-    options = ["--batch", args.batch, "--steps", args.steps, "--width", args.width, "--one", replicas]
-    command = [sys.executable, __file__, *map(str, options)] + ["--workers"] * args.workers
-    count = replicas if args.workers else 1
-    environments = [dict(os.environ) for _ in range(count)]
-    if count > 1:
-        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+def measure(args, kind, replicas):
+    """One run of so many replicas; of workers the slower one counts."""
+    options = ["--batch", args.batch, "--steps", args.steps, "--width", args.width, "--one", kind, replicas]
+    command = [sys.executable, __file__, *map(str, options)]
+    environments = [dict(os.environ) for _ in range(replicas if kind == "workers" else 1)]
+    if len(environments) > 1:
+        sockets = [socket.create_server(("127.0.0.1", 0)) for _ in environments]
         addresses = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
         for s in sockets:
             s.close()
         for index, environment in enumerate(environments):
             task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
             environment["TF_CONFIG"] = json.dumps(task)
-    processes = [
-        subprocess.Popen(command, env=e, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        for e in environments
-    ]
-    outputs = [process.communicate()[0] for process in processes]
-    return max(json.loads(output.splitlines()[-1]) for output in outputs)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, env=e, **pipes) for e in environments]
+    try:
+        outputs = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        if process.returncode:
+            sys.exit(f"A run of {replicas} {kind} failed:\n{errors[-3000:]}")
+    found = [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+    return max(found, key=lambda one: one["step"])
+
+
+# All runs ------------------------------------------------------------------------------------------
+
+
+def settings(args):
+    names = ("batch", "steps", "width")
+    return {"machine": platform.machine(), "cores": os.cpu_count(), **{n: getattr(args, n) for n in names}}
+
+
+def stored(args):
+    """What the JSON file holds already."""
+    empty = {"settings": settings(args), "runs": {f"{n} {kind}": [] for kind in KINDS for n in (1, 2)}}
+    if not args.json.exists():
+        return empty
+    found = json.loads(args.json.read_text())
+    if found["settings"] != empty["settings"]:
+        sys.exit(f"{args.json} holds other settings, {found['settings']}: pass another --json")
+    return found
+
+
+def keep(args, found):
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+
+def span(values, scale=1.0, digits=1):
+    middle, low, high = (
+        f"{scale * value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({low} to {high})"
+
+
+def report(args, runs):
+    for kind, where in KINDS.items():
+        one, two = ([run["step"] for run in runs[f"{n} {kind}"]] for n in (1, 2))
+        rounds = min(len(one), len(two))
+        if not rounds:
+            continue
+        print(f"\n{kind}, {args.batch} rows a step each, {rounds} rounds")
+        for n, values in ((1, one), (2, two)):
+            speed = [n * args.batch / value for value in values]
+            print(f"  {n}: {span(speed, digits=0)} images/s; a step {span(values, 1e3)} ms")
+        sums = [run["sums"] for run in runs[f"2 {kind}"]]
+        size = runs[f"2 {kind}"][0]["bytes"]
+        share = [run["sums"] / run["step"] for run in runs[f"2 {kind}"]]
+        print(
+            f"  communication: {size / 1e6:.2f} MB of gradients summed in {span(sums, 1e3)} ms, "
+            f"{span(share, 100)} % of a step"
+        )
+        gains = [2 * a / b for a, b in zip(one, two, strict=False)]
+        print(f"  throughput of two beside one, {where}: {span(gains, digits=2)}")
 
 
 def paper(args):
-    """Bytes against operations, for one GPU's share of a batch of `args.batch` rows a GPU."""
+    """Bytes against operations, for one step of each network."""
     import keras_exitens as kx
 
-    model = build(args.width)
-    network = kx.cost(model)
-    gradients = 4 * sum(w.shape.num_elements() for w in (v.value for v in model.trainable_variables))
-    operations = 2 * 3 * network.cumulative[-1] * args.batch
-    compute = operations / (args.tflops * 1e12)
-    print(f"{gradients / 1e6:.1f} MB of gradients a step, {operations / 1e9:.1f} Gflop a GPU and step")
-    print(f"{'GPUs':>6}{'sent, MB':>12}{'sum, ms':>12}{'compute, ms':>14}{'efficiency':>12}")
-    for gpus in (8, 64):
-        sent = 2 * (gpus - 1) / gpus * gradients
-        seconds = sent / (args.bandwidth * 1e9)
-        efficiency = compute / (compute + seconds)
-        print(f"{gpus:>6}{sent / 1e6:>12.1f}{1e3 * seconds:>12.3f}{1e3 * compute:>14.3f}{efficiency:>12.2f}")
+    rows = []
+    for label, (name, shape, batch) in PAPER.items():
+        model = build(1.0, name, shape)
+        network = kx.cost(model)
+        # Gradients, and the moving statistics of batch normalisation, which are averaged too.
+        size = 4 * sum(v.value.shape.num_elements() for v in model.variables if "seed" not in v.path)
+        operations = 2 * 3 * network.cumulative[-1] * batch
+        compute = operations / (args.tflops * 1e12)
+        print(
+            f"\n{label}, three exits, {batch} rows a GPU: {size / 1e6:.1f} MB summed and "
+            f"{operations / 1e12:.2f} Tflop a step"
+        )
+        print(f"{'GPUs':>6}{'sent, MB':>12}{'sums, ms':>12}{'compute, ms':>14}{'efficiency':>12}")
+        for gpus, bandwidth in ((8, args.bandwidth_8), (64, args.bandwidth_64)):
+            sent = 2 * (gpus - 1) / gpus * size
+            sums = sent / (bandwidth * 1e9) + 2 * (gpus - 1) * args.latency * 1e-6
+            efficiency = compute / (compute + sums)
+            print(f"{gpus:>6}{sent / 1e6:>12.1f}{1e3 * sums:>12.3f}{1e3 * compute:>14.3f}{efficiency:>12.2f}")
+            rows.append(
+                {
+                    "network": label,
+                    "rows_a_gpu": batch,
+                    "gpus": gpus,
+                    "bytes_summed": size,
+                    "bytes_sent_by_each": sent,
+                    "operations": operations,
+                    "sums_seconds": sums,
+                    "compute_seconds": compute,
+                    "efficiency": efficiency,
+                }
+            )
+    names = ("tflops", "bandwidth_8", "bandwidth_64", "latency")
+    return {"assumptions": {name: getattr(args, name) for name in names}, "rows": rows}
 
 
 def main(arguments=None):
     args = parse(arguments)
     if args.one:
         return one_run(args)
-    if args.paper:
-        return paper(args)
-    seconds = {1: [], 2: []}
-    for _ in range(args.repeats):
-        for replicas, values in seconds.items():
-            values.append(measure(args, replicas))
-    what = "workers" if args.workers else "logical devices"
-    for replicas, values in seconds.items():
-        middle = statistics.median(values)
-        print(
-            f"{replicas} {what}: {args.batch / middle:.0f} images/s, {1e3 * middle:.1f} ms a step "
-            f"({1e3 * min(values):.1f} to {1e3 * max(values):.1f} in {len(values)} runs)"
-        )
-    ratios = [two / one for one, two in zip(*seconds.values(), strict=True)]
-    print(
-        f"a step on two takes {statistics.median(ratios):.2f} times that on one "
-        f"({min(ratios):.2f} to {max(ratios):.2f}): the cost of dividing and summing on the same cores"
-    )
+    found = stored(args)
+    end = time.monotonic() + 60 * args.minutes
+    if not args.paper:
+        for done in range(args.rounds):
+            for name, runs in found["runs"].items():
+                if len(runs) > done or time.monotonic() > end:
+                    continue
+                replicas, kind = name.split(" ", 1)
+                runs.append(measure(args, kind, int(replicas)))
+                keep(args, found)
+                print(f"{name}: {runs[-1]}", flush=True)
+    report(args, found["runs"])
+    found["paper"] = paper(args)
+    keep(args, found)
     return None
 
 

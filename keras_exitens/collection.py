@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_exitens import checks
+from keras_exitens import checks, replicas
 from keras_exitens.attach import exit_names
 from keras_exitens.hints import Data
 from keras_exitens.records import ExitRecords, fingerprint, network_of
@@ -88,7 +88,9 @@ class _Recorder(keras.Model):
         x, y, third = keras.utils.unpack_x_y_sample_weight(data)
         if y is None and self.labels_wanted:
             raise _no_labels()
-        found = {"logits": self(x, training=False), "labels": y, "third": third}
+        x, own_rows = replicas.at_least_one_row(x)
+        logits = replicas.gatherable(own_rows(self(x, training=False)), self.distribute_strategy)
+        found = {"logits": logits, "labels": y, "third": third}
         return {key: value for key, value in found.items() if value is not None}
 
 

@@ -256,7 +256,7 @@ class ExitEnsembleDistiller(keras.Model):
     def predict_step(self, data: Data) -> dict[str, Tensor]:
         """Logits of all exits and of the ensemble of one batch `(x[, y, sample_weight])`."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._run(x, training=False)[0]
+        return replicas.gatherable(self._run(x, training=False)[0], self.distribute_strategy)
 
     def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         """Logits of one batch; see `keras.Model.predict_on_batch`."""

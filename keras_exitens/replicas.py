@@ -12,6 +12,7 @@ __all__ = [
     "check_scope",
     "count",
     "first_local",
+    "gatherable",
     "multi_worker",
 ]
 
@@ -81,6 +82,20 @@ def reducible(logs, strategy):
     if not multi_worker(strategy):
         return logs
     return keras.tree.map_structure(lambda value: tf.reshape(value, (1,)), logs)
+
+
+def gatherable(outputs, strategy):
+    """Outputs in types that workers can exchange: TensorFlow's collectives know no bfloat16.
+
+    The values stay what they are, in float32. On one worker nothing changes.
+    """
+    if not multi_worker(strategy):
+        return outputs
+
+    def widened(tensor):
+        return tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor
+
+    return keras.tree.map_structure(widened, outputs)
 
 
 def at_least_one_row(inputs, refuse=False):

@@ -39,13 +39,15 @@ _OBJECTIVES = {
 }
 _CHOICES = ("exits", "placement", "head", "objective")
 _RANGES = ("temperature", "teacher_weight", "feature_weight", "learning_rate")
+_NETWORK = "network"  # not searched: says which backbone the trials are of
 
 
 class ExitHyperModel(keras_tuner.HyperModel):
     """The search space of multi-exit networks over one backbone; works with every tuner of KerasTuner.
 
     Each argument is searched where it holds several values, and fixed where it is one value. Parameters that
-    an objective does not have are not searched under it.
+    an objective does not have are not searched under it. All trials have the dtype policy that is set when
+    this object is made, such as `"mixed_bfloat16"`.
 
     The objective of the tuner is any logged metric, with its direction:
     `keras_tuner.Objective("val_final_accuracy", "max")`; or `keras_tuner.Objective("val_tradeoff", "max")`,
@@ -97,6 +99,7 @@ class ExitHyperModel(keras_tuner.HyperModel):
         **compile_arguments: Any,
     ) -> None:
         super().__init__()
+        self.policy = keras.config.dtype_policy()
         self.backbone = backbone
         self.optimizer = optimizer or (lambda rate: keras.optimizers.SGD(rate, momentum=0.9))
         self.compile_arguments = {"metrics": ["accuracy"], **compile_arguments}
@@ -119,16 +122,20 @@ class ExitHyperModel(keras_tuner.HyperModel):
 
     def build(self, hp: keras_tuner.HyperParameters) -> ExitEnsembleDistiller:
         """A compiled distiller with the values of `hp`."""
-        self._check_space(hp)
+        keras.config.set_dtype_policy(self.policy)  # KerasTuner clears the session before, and so forgets it
+        self._check_names(hp)
         choice = {name: self._chosen(hp, name) for name in _CHOICES}
         make, _ = _OBJECTIVES[choice["objective"]]
         values = {name: self._number(hp, name, choice["objective"]) for name in _RANGES[:-1]}
-        model = add_exits(
-            self.backbone(), choice["exits"], placement=choice["placement"], head=choice["head"]
-        )
+        backbone = self.backbone()
+        model = add_exits(backbone, choice["exits"], placement=choice["placement"], head=choice["head"])
         distiller = ExitEnsembleDistiller(model, make(*values.values()))
+        images, classes = backbone.input_shape[1:], distiller.classes
+        self._check_network(hp, f"{images} to {classes} classes, {backbone.count_params()} weights")
         rate = self._number(hp, "learning_rate")
         distiller.compile(optimizer=self.optimizer(rate), **self.compile_arguments)
+        # So that get_best_models finds the state of the optimizer in the checkpoint, too.
+        distiller.optimizer.build(distiller.trainable_variables)
         return distiller
 
     def fit(
@@ -158,17 +165,27 @@ class ExitHyperModel(keras_tuner.HyperModel):
             value = hp.Float(name, low, high, sampling="log")
         return value if objective in owners else low
 
-    def _check_space(self, hp):
-        known = {*_CHOICES, *_RANGES}
+    def _check_names(self, hp):
+        known = {*_CHOICES, *_RANGES, _NETWORK}
         foreign = [name for name in hp.values if name not in known and not name.startswith("tuner/")]
         if foreign:
-            raise checks.error(
-                "The folder of the tuner holds the search of another project.",
-                expected=f"hyperparameters among {sorted(known)}",
-                received=f"{foreign}",
-                fix="give the tuner another directory or project_name, or overwrite=True",
-                kind=keras_tuner.errors.FatalValueError,
-            )
+            raise _other_project(f"hyperparameters among {sorted(known)}", f"{foreign}")
+
+    def _check_network(self, hp, network):
+        """Keeps with the trials which network they are of: those of another one say nothing here."""
+        found = hp.Fixed(_NETWORK, network)
+        if found != network:
+            raise _other_project(f"trials of {network}", f"trials of {found}")
+
+
+def _other_project(expected, received):
+    return checks.error(
+        "The folder of the tuner holds the search of another project.",
+        expected=expected,
+        received=received,
+        fix="give the tuner another directory or project_name, or overwrite=True",
+        kind=keras_tuner.errors.FatalValueError,
+    )
 
 
 def tradeoff_area(accuracies: Sequence[float], costs: Sequence[float], budget: float) -> float:

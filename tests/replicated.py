@@ -6,6 +6,7 @@ share one strategy.
     python tests/replicated.py <folder for the results> <quick or slow>
 """
 
+import collections
 import contextlib
 import json
 import sys
@@ -77,6 +78,153 @@ def regularised(scope):
     for rows in (slice(0, 5), slice(5, 6), slice(6, 14)):
         logs = distiller.fit(x[rows], y[rows], batch_size=BATCH, verbose=0).history
     return {"loss": logs["loss"], **{f"{i}": v.numpy() for i, v in enumerate(distiller.weights)}}
+
+
+def collected(scope, rows=17):
+    """What `collect` finds, outside and inside of the scope; the last batch leaves a replica without rows."""
+    x, y = tests.data(rows)
+    with scope():
+        model = tests.with_parameters(tests.network(), tests.parameters())
+        inside = kx.collect(model, (x, y), batch_size=BATCH, verbose=0)
+        batches = tf.data.Dataset.from_tensor_slices((x, y, np.arange(rows))).batch(BATCH)
+        streamed = kx.collect(model, batches, verbose=0)
+    outside = kx.collect(model, (x, y), batch_size=BATCH, verbose=0)
+    found = {"inside": inside, "streamed": streamed, "outside": outside}
+    results = {f"{where} logits": records.logits for where, records in found.items()}
+    results |= {f"{where} labels": records.labels for where, records in found.items()}
+    return {**results, "streamed ids": streamed.ids}
+
+
+def mixed_bfloat16(scope):
+    """Two epochs, of which the last batches leave a replica without rows."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    with scope():
+        distiller = tests.distiller_of(optimizer=keras.optimizers.SGD(0.05), metrics=["accuracy"])
+    x, y = tests.data(17)
+    fit = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+    logs = distiller.fit(x, y, epochs=2, validation_data=(x, y), **fit).history
+    predicted = distiller.predict(x, BATCH, verbose=0)
+    keras.config.set_dtype_policy("float32")
+    found = {
+        "computed in": np.array(distiller.model.layers[1].compute_dtype),
+        "kept in": np.array(str(distiller.model.weights[0].dtype)),
+        **{f"log {key}": value for key, value in logs.items()},
+        **{f"predict {key}": value.astype("float32") for key, value in predicted.items()},
+    }
+    return {**found, **{f"weight {i}": v.numpy() for i, v in enumerate(distiller.weights)}}
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends training by an error at the beginning of an epoch, as an interruption would."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def stock_callbacks(make, scope, folder, name="stock"):
+    """Three epochs at a stretch, and three that BackupAndRestore and ModelCheckpoint take up after two.
+
+    Args:
+        make: function that gives a new distiller, always the same.
+        scope: that of the strategy.
+        folder: for the files.
+        name: of the backups; each worker needs one of its own, since Keras lets all of them write.
+    """
+    x, y = tests.data(17)
+    fit = {"batch_size": BATCH, "epochs": 3, "shuffle": False, "verbose": 0, "validation_data": (x, y)}
+    straight, interrupted, resumed = make(), make(), make()
+    straight.fit(x, y, **fit)
+    saver = keras.callbacks.ModelCheckpoint(f"{folder}/{name} {{epoch}}.keras")
+    best = keras.callbacks.ModelCheckpoint(
+        f"{folder}/{name}.weights.h5", "val_loss", save_best_only=True, save_weights_only=True
+    )
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(f"{folder}/{name} backup")
+
+    with contextlib.suppress(KeyboardInterrupt):
+        interrupted.fit(x, y, callbacks=[backup(), saver, best, Stop(2)], **fit)
+    epochs = collections.Counter()
+    count = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: epochs.update([epoch]))
+    resumed.fit(x, y, callbacks=[backup(), count], **fit)
+    with scope():
+        loaded = keras.saving.load_model(f"{folder}/{name} 2.keras")
+    loaded.fit(x, y, initial_epoch=2, **fit)
+    best_weights = make()
+    best_weights.load_weights(f"{folder}/{name}.weights.h5")
+    measured = best_weights.evaluate(x, y, BATCH, verbose=0, return_dict=True)
+    found = {"straight": straight, "resumed": resumed, "loaded": loaded}
+    return {
+        "epochs of the resumed run": list(epochs),
+        "best val_loss": best.best,
+        "val_loss of the best weights": measured["loss"],
+        **{f"{key} {i}": v.numpy() for key, d in found.items() for i, v in enumerate(d.weights)},
+    }
+
+
+def callbacks(scope):
+    def make():
+        with scope():
+            optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+            return tests.distiller_of(optimizer=optimizer, metrics=["accuracy"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        return stock_callbacks(make, scope, folder)
+
+
+def step_backup(scope):
+    """Interrupted within the second epoch, and resumed at the step of the backup before."""
+    import test_step_backup as backups
+
+    def make():
+        with scope():
+            optimizer = keras.optimizers.Adam(0.01)
+            return tests.distiller_of(tests.CASES["dbt annealed"], optimizer, metrics=["accuracy"])
+
+    with tempfile.TemporaryDirectory() as folder:
+        straight = make()
+        backups.fit(straight, kx.callbacks.StepBackup(f"{folder}/straight"))
+        backups.interrupt(make(), kx.callbacks.StepBackup(f"{folder}/backup", every=2), at=8)
+        resumed, backup = make(), kx.callbacks.StepBackup(f"{folder}/backup", every=2)
+        done = backup.restore(resumed)
+        backups.fit(resumed, backup, start=done)
+    found = {"straight": straight, "resumed": resumed}
+    return {
+        "resumed at": done,
+        **{f"{key} {i}": v for key, d in found.items() for i, v in enumerate(backups.state(d))},
+    }
+
+
+def searched(strategy):
+    """A search whose trials train on all replicas of a strategy."""
+    import keras_tuner
+    import test_tuner as tuners
+
+    x, y = tuners.data()
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = keras_tuner.RandomSearch(
+            tuners.space(objective="eed"),
+            tuners.GOAL,
+            max_trials=1,
+            seed=1,
+            directory=folder,
+            distribution_strategy=strategy,
+        )
+        tuner.search(x, y, validation_data=(x, y), epochs=2, verbose=0)
+        (best,), (trial,) = tuner.get_best_models(1), tuner.oracle.get_best_trials(1)
+        logs = best.evaluate(x, y, verbose=0, return_dict=True)
+    network = kx.cost(best.model)
+    accuracies = [logs[f"{name}_accuracy"] for name in ("exit_1", "final")]
+    return {
+        "replicas": best.distribute_strategy.num_replicas_in_sync,
+        "score": trial.score,
+        "area": kx.tuner.tradeoff_area(accuracies, network.cumulative, network.backbone),
+    }
 
 
 def half_precision(scope):
@@ -165,13 +313,22 @@ def main(folder, part):
         if part == "quick":
             results = {run: train(run, scope(), run_eagerly=RUNS[run][2] == 1) for run in RUNS}
             results["regularised"] = regularised(scope())
+            results["collected"] = collected(scope)
         else:
-            results = {"half precision": half_precision(scope()), "other ways": other_ways(scope)}
+            results = {
+                "mixed_float16": half_precision(scope()),
+                "mixed_bfloat16": mixed_bfloat16(scope),
+                "other ways": other_ways(scope),
+                "callbacks": callbacks(scope),
+                "step backup": step_backup(scope),
+            }
         for run, values in results.items():
             np.savez(f"{folder}/{run} {which}.npz", **values)
     if part == "quick":
         with open(f"{folder}/refusals.json", "w") as file:
             json.dump(refusals(strategy.scope), file, indent=1)
+    else:
+        np.savez(f"{folder}/searched.npz", **searched(strategy))
 
 
 if __name__ == "__main__":

@@ -582,6 +582,35 @@ def test_every_way_to_run_a_step_gives_the_same(options, tolerance, plainly):
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=1e-6)
 
 
+QUICK = ("eed mse", "dbt annealed")
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n not in QUICK)]
+)
+def test_the_whole_step_is_one_program_of_xla(name):
+    """As TPUs need it: nothing in a step of training or evaluation runs on the host."""
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
+    distiller = distiller_of(CASES[name], optimizer, l2=L2, metrics=["accuracy"])
+    x, y = map(tf.constant, data(8))
+    distiller.train_on_batch(x, y)
+    for step in (distiller.train_step, distiller.test_step):
+        assert "custom-call" not in lowered(step, x, y, tf.ones(8))
+
+    def on_the_host(batch):
+        tf.py_function(lambda: None, (), ())
+        return distiller.test_step(batch)
+
+    with pytest.raises((ValueError, tf.errors.InvalidArgumentError), match="EagerPyFunc"):
+        lowered(on_the_host, x, y)
+
+
+def lowered(step, *batch):
+    """The program of XLA for one step on one batch."""
+    compiled = tf.function(lambda *batch: step(batch), jit_compile=True, autograph=False)
+    return compiled.experimental_get_compiler_ir(*batch)(stage="hlo")
+
+
 def test_gradient_accumulation_equals_a_double_batch():
     (x, y), params, case = data(12), parameters(), CASES["eed mse"]
     optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)

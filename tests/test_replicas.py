@@ -75,12 +75,65 @@ def test_regularisers_of_activities_are_means_over_all_rows(folder):
     assert_same(one, two, rtol=1e-5)
 
 
+def test_collect_finds_the_same_in_the_scope_and_outside(folder):
+    one, two = both(folder, "collected")
+    np.testing.assert_array_equal(two["streamed ids"], np.arange(17))
+    for where in ("inside", "streamed", "outside"):
+        assert two[f"{where} logits"].shape == (3, 17, 4)
+        np.testing.assert_array_equal(two[f"{where} labels"], replicated.tests.data(17)[1])
+    assert_same(one, two, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_loss_scaling_skips_the_same_steps(slow_folder):
-    one, two = both(slow_folder, "half precision")
+    one, two = both(slow_folder, "mixed_float16")
     assert one["scale"] == two["scale"] < 2.0**18
     assert one["skipped"] == two["skipped"] > 0
     assert_same(one, two, rtol=0.02, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_bfloat16_on_two_replicas_is_that_on_one(slow_folder):
+    one, two = both(slow_folder, "mixed_bfloat16")
+    for found in (one, two):
+        assert (found.pop("computed in"), found.pop("kept in")) == ("bfloat16", "float32")
+    # Half precisions round sums of other rows otherwise: bfloat16 has 8 bits.
+    assert_same(one, two, rtol=0.02, atol=1e-2)
+
+
+@pytest.mark.slow
+def test_keras_own_backups_work_on_replicas(slow_folder):
+    """BackupAndRestore and ModelCheckpoint: the third epoch follows the two before the interruption."""
+    one, two = both(slow_folder, "callbacks")
+    for found in (one, two):
+        assert list(found["epochs of the resumed run"]) == [2]
+        np.testing.assert_allclose(found["best val_loss"], found["val_loss of the best weights"], rtol=1e-6)
+        kept = [key.removeprefix("straight ") for key in found if key.startswith("straight ")]
+        assert len(kept) == 13
+        for i in kept:
+            for way in ("resumed", "loaded"):
+                expected = found[f"straight {i}"]
+                np.testing.assert_allclose(found[f"{way} {i}"], expected, rtol=1e-6, atol=1e-7, err_msg=i)
+    assert_same(one, two, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_trials_of_a_search_train_on_replicas(slow_folder):
+    found = np.load(slow_folder / "searched.npz")
+    assert found["replicas"] == 2
+    np.testing.assert_allclose(found["area"], found["score"], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_exact_step_is_resumed_on_replicas(slow_folder):
+    one, two = both(slow_folder, "step backup")
+    for found in (one, two):
+        assert found["resumed at"] == 7
+        kept = [key.removeprefix("straight ") for key in found if key.startswith("straight ")]
+        for i in kept:
+            expected = found[f"straight {i}"]
+            np.testing.assert_allclose(found[f"resumed {i}"], expected, rtol=1e-6, atol=1e-7, err_msg=i)
+    assert_same(one, two, rtol=1e-3)  # Adam divides by small numbers
 
 
 @pytest.mark.slow

@@ -55,9 +55,9 @@ def test_killed_three_times_it_ends_bit_for_bit_as_if_it_had_not_been(whole, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_at_random_steps(whole, tmp_path, seed):
-    """Four kills a run: twenty in all."""
+    """Four kills a run; `benchmarks/kill_points.py` kills from outside, at any moment, twenty times."""
     for die_after in random.Random(seed).choices(range(1, 7), k=4):
         run(tmp_path, die_after)
     run(tmp_path)

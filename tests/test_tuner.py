@@ -75,6 +75,7 @@ def test_every_tuner_finds_distillers_that_can_be_used(kind, tmp_path):
     accuracies = [logs[f"{name}_accuracy"] for name in ("exit_1", "final")]
     area = kx.tuner.tradeoff_area(accuracies, network.cumulative, network.backbone)
     np.testing.assert_allclose(area, trial.score, rtol=1e-6)
+    assert best.optimizer.iterations > 0 and best.optimizer.variables[2].numpy().any()  # momenta
     assert best.fit(x, y, verbose=0).history["loss"]
 
     again = TUNERS[kind](space(), **options)  # trials are restored from the folder
@@ -86,13 +87,14 @@ def test_every_tuner_finds_distillers_that_can_be_used(kind, tmp_path):
 def test_the_defaults_search_everything_and_what_is_fixed_is_not_searched():
     hp = keras_tuner.HyperParameters()
     kx.tuner.ExitHyperModel(backbone).build(hp)
-    assert {p.name for p in hp.space} == {
+    assert {p.name for p in hp.space} - {"network"} == {
         *("exits", "placement", "head", "objective"),
         *("temperature", "teacher_weight", "feature_weight", "learning_rate"),
     }
     hp = keras_tuner.HyperParameters()
     distiller = space(objective="byot", temperature=2.5, feature_weight=0.5).build(hp)
-    assert [p.name for p in hp.space] == ["teacher_weight"]
+    assert [p.name for p in hp.space] == ["teacher_weight", "network"]
+    assert hp.get("network") == "(8, 8, 1) to 3 classes, 511 weights"
     assert (distiller.objective.temperature, distiller.objective.feature_weight) == (2.5, 0.5)
     assert distiller.objective.alpha == hp.get("teacher_weight")
     np.testing.assert_allclose(distiller.optimizer.learning_rate, 0.05)
@@ -106,7 +108,7 @@ def test_values_reach_the_objective(name):
     hp.values["learning_rate"] = 0.03
     distiller = model.build(hp)
     np.testing.assert_allclose(distiller.optimizer.learning_rate, 0.03)
-    names = {p.name for p in hp.space} - {"learning_rate"}
+    names = {p.name for p in hp.space} - {"learning_rate", "network"}
     assert names == set(kx.tuner._OBJECTIVES[name][1])
     if "temperature" in names:
         assert distiller.objective.temperature == hp.get("temperature")
@@ -148,8 +150,101 @@ def test_the_folder_of_another_project_is_told(tmp_path):
     x, _ = data()
     one = keras_tuner.RandomSearch(other, goal, **{**options, "max_trials": 1})
     one.search(x, np.zeros((24, 3)), validation_split=0.5, verbose=0)
-    with pytest.raises(ValueError, match=r"(?s)another project.*'rate'.*overwrite=True"):
+    with pytest.raises(ValueError, match=r"(?s)another project.*Expected.*Received.*'rate'.*overwrite=True"):
         search(keras_tuner.RandomSearch(space(), GOAL, **options))
+
+
+def test_the_folder_of_another_network_is_told(tmp_path):
+    """Its hyperparameters have the same names; also where all its trials are done already."""
+
+    def wider():
+        model = backbone()
+        x = layers.Dense(5, activation="softmax")(model.layers[-2].output)
+        return keras.Model(model.inputs, x)
+
+    options = {"max_trials": 1, "directory": tmp_path, "project_name": "p"}
+    search(keras_tuner.RandomSearch(space(), GOAL, **options))
+    other = kx.tuner.ExitHyperModel(wider, exits=1, head="linear", placement="compute", learning_rate=0.05)
+    words = r"(?s)another project.*to 5 classes.*to 3 classes.*overwrite=True"
+    with pytest.raises(ValueError, match=words):
+        keras_tuner.RandomSearch(other, GOAL, **options).get_best_models(1)
+    with pytest.raises(ValueError, match=words):
+        search(keras_tuner.RandomSearch(other, GOAL, **{**options, "max_trials": 2}))
+
+
+class Stop(keras.callbacks.Callback):
+    """Ends the search by an error in its second trial, as an interruption would."""
+
+    trials = 0
+
+    def on_train_begin(self, logs=None):
+        Stop.trials += 1
+        if Stop.trials == 2:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_an_interrupted_search_goes_on_and_tensorboard_has_its_hyperparameters(tmp_path):
+    options = {"max_trials": 3, "directory": tmp_path, "project_name": "p", "seed": 1}
+    Stop.trials = 0
+    with pytest.raises(KeyboardInterrupt):
+        search(keras_tuner.RandomSearch(space(), GOAL, **options), callbacks=[Stop()])
+    (first,) = [t for t in trials_in(tmp_path) if t["status"] == "COMPLETED"]
+
+    board = keras.callbacks.TensorBoard(tmp_path / "board")
+    found = search(keras_tuner.RandomSearch(space(), GOAL, **options), callbacks=[board])
+    trials = {trial["trial_id"]: trial for trial in trials_in(tmp_path)}
+    assert [t["status"] for t in trials.values()] == ["COMPLETED"] * 3
+    assert trials[first["trial_id"]] == first
+    written = {
+        trial_id: values for trial_id, values in hyperparameters_in(tmp_path / "board").items() if values
+    }
+    assert set(written) == set(trials) - {first["trial_id"]}  # the trials since
+    for trial_id, values in written.items():
+        assert values == found.oracle.trials[trial_id].hyperparameters.values
+
+
+def trials_in(folder):
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("p/trial_*/trial.json"))]
+
+
+def hyperparameters_in(folder):
+    """Id of a trial -> its hyperparameters, as TensorBoard reads them."""
+    from google.protobuf import json_format
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+    from tensorboard.plugins.hparams import metadata
+
+    found = {}
+    for path in folder.rglob("events.*"):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag == metadata.SESSION_START_INFO_TAG:
+                    content = value.metadata.plugin_data.content
+                    info = metadata.parse_session_start_info_plugin_data(content)
+                    values = {k: json_format.MessageToDict(v) for k, v in info.hparams.items()}
+                    found[path.relative_to(folder).parts[0]] = values
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precisions_are_searched_too(precision, tmp_path):
+    keras.config.set_dtype_policy(precision)
+    tuner = keras_tuner.RandomSearch(
+        space(), GOAL, max_trials=2, directory=tmp_path, project_name="p", seed=1
+    )
+    (best,) = search(tuner).get_best_models(1)
+    assert [t.status for t in tuner.oracle.trials.values()] == ["COMPLETED"] * 2
+    convolutions = [c for c in best.model.layers if isinstance(c, layers.Conv2D)]
+    assert {c.compute_dtype for c in convolutions} == {precision.removeprefix("mixed_")}
+    x, y = data()
+    logs = best.evaluate(x, y, verbose=0, return_dict=True)
+    network = kx.cost(best.model)
+    accuracies = [logs[f"{name}_accuracy"] for name in ("exit_1", "final")]
+    area = kx.tuner.tradeoff_area(accuracies, network.cumulative, network.backbone)
+    (trial,) = tuner.oracle.get_best_trials(1)
+    np.testing.assert_allclose(area, trial.score, rtol=1e-6)
+    assert best.fit(x, y, verbose=0).history["loss"]
 
 
 WORKER = """

@@ -1,6 +1,6 @@
 """One worker of a job on loopback; `test_multi_worker.py` runs it in processes of its own, TF_CONFIG set.
 
-python tests/worker.py <train, stream or stock> <folder> [<step to die at>]
+python tests/worker.py <train, stream, more or stock> <folder> [<step to die at>]
 """
 
 import json
@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 BATCH, STEPS, EPOCHS = 8, 6, 2
+PRECISIONS = ("mixed_bfloat16", "mixed_float16")
 INDEX = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0
 
 
@@ -66,6 +67,33 @@ def stream(tests, distiller, folder, die_at=0):
     return results(distiller, {key: values[-1] for key, values in history.items()})
 
 
+def more(tests, scope, folder):
+    """Half precisions, and Keras's own callbacks."""
+    import replicated
+
+    import keras_exitens as kx
+
+    def made():
+        with scope():
+            return make(tests)
+
+    found = {}
+    for precision in PRECISIONS:
+        keras.config.set_dtype_policy(precision)
+        distiller = made()
+        for name, value in train(tests, distiller).items():
+            found[f"{precision} {name}"] = value
+        found[f"{precision} skipped"] = distiller.skipped_steps
+        with scope():
+            records = kx.collect(distiller, tests.data(17), batch_size=BATCH, verbose=0)
+        found[f"{precision} collected"] = records.logits
+        found[f"{precision} computed in"] = distiller.model.layers[1].compute_dtype
+    keras.config.set_dtype_policy("float32")
+    for name, value in replicated.stock_callbacks(made, scope, folder, f"worker {INDEX}").items():
+        found[f"callbacks {name}"] = value
+    return found
+
+
 def stock():
     """Whether Keras trains a model of its own on several workers (keras-team/keras#20585)."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
@@ -83,7 +111,12 @@ def main(part, folder, die_at=0):
             print("Keras trains by itself")
             return
         distiller = make(tests)
-    found = train(tests, distiller) if part == "train" else stream(tests, distiller, folder, int(die_at))
+    if part == "train":
+        found = train(tests, distiller)
+    elif part == "stream":
+        found = stream(tests, distiller, folder, int(die_at))
+    else:
+        found = more(tests, strategy.scope, folder)
     np.savez(f"{folder}/{INDEX}.npz", **found)
 
 
