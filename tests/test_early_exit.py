@@ -1,5 +1,6 @@
 """Early exit: decisions, order, what is not computed, odd rows, saving, and the optimized copy."""
 
+import collections
 import math
 
 import keras
@@ -10,6 +11,7 @@ from keras import layers
 
 import keras_exitens as kx
 from keras_exitens import policies
+from keras_exitens.freezing import FrozenStage
 from tests import harness
 
 KINDS = ("max_probability", "entropy", "margin", "patience")
@@ -256,6 +258,28 @@ def test_saved_and_loaded(network, tmp_path):
     other = kx.EarlyExit(made()[0], policy)
     other.load_weights(tmp_path / "early.weights.h5")
     np.testing.assert_array_equal(other.predict(x, verbose=0)["exit"], wanted["exit"])
+
+
+def test_additions_are_written_so_that_tensorflow_fuses_them():
+    inputs = keras.Input((8, 8, 6), name="images")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(inputs)))
+    x = layers.ReLU()(inputs + layers.Conv2D(6, 3, padding="same")(x))  # a residual block
+    x = x + layers.GlobalAveragePooling2D(keepdims=True)(x)  # broadcast over height and width
+    x = keras.ops.transpose(x, (0, 3, 1, 2)) + np.arange(8.0, dtype="float32")  # along the last axis
+    x = 0.5 + keras.ops.expand_dims(x, 1) + keras.ops.ones((8,))  # a number, and more than four axes
+    model = harness.randomise(keras.Model({"images": inputs}, {"logits": x}))
+    frozen, plain = (FrozenStage(model, (), for_tensorflow=flag) for flag in (True, False))
+    count = collections.Counter(node.op for node in frozen.graph.node)
+    assert count["AddN"] == 1  # the block
+    # Both biases, the normalisation, the last axis. Left: of the normalisation the epsilon, then what comes
+    # after the block.
+    assert (count["BiasAdd"], count["AddV2"]) == (4, 4)
+    assert not any(node.op in ("AddN", "BiasAdd") for node in plain.graph.node)
+    for rows in (1, 5):
+        given = {"images": tf.constant(np.random.default_rng(0).normal(size=(rows, 8, 8, 6)), "float32")}
+        found = tf.function(frozen, autograph=False)(given)["logits"]
+        wanted = model(given)["logits"]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_constants_follow_the_weights():
