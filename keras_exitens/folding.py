@@ -35,14 +35,17 @@ def fold(model):
     for step in graph.steps:
         before = graph.producer(step.inputs[0]) if step.inputs else None
         if before is not None and readers[id(step.inputs[0])] == 1 and _foldable(before, step):
-            folded[before.index] = _folded(before, step.operation, len(folded))
+            folded[before.index] = _folded(before, step.unwrapped, len(folded))
             folded[step.index] = None
 
     values = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in graph.inputs}
     for step in graph.steps:
-        operation = folded.get(step.index, step.operation)
-        args, kwargs = step.node.arguments.fill_in(values)
-        made = values[id(step.inputs[0])] if operation is None else operation(*args, **kwargs)
+        if step.index in folded:
+            given, operation = values[id(step.inputs[0])], folded[step.index]
+            made = given if operation is None else operation(given)
+        else:
+            args, kwargs = step.node.arguments.fill_in(values)
+            made = step.operation(*args, **kwargs)
         values.update(zip((id(t) for t in step.outputs), keras.tree.flatten(made), strict=True))
     return keras.Model(
         keras.tree.map_structure(lambda t: values[id(t)], model.input),
@@ -57,7 +60,7 @@ _FOLDABLE = (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense, GroupedC
 
 
 def _foldable(before, step):
-    layer, norm = before.operation, step.operation
+    layer, norm = before.unwrapped, step.unwrapped
     return (
         type(norm) is layers.BatchNormalization
         and type(layer) in _FOLDABLE
@@ -66,8 +69,8 @@ def _foldable(before, step):
         and layer.quantization_mode is None
         and {layer.compute_dtype, norm.compute_dtype} <= {"float32", "float64"}
         and norm.axis % len(step.inputs[0].shape) == _channel_axis(layer, step.inputs[0])
-        and step.node.arguments.kwargs.get("training") is not True
-        and len(step.inputs) == 1
+        and step.keywords.get("training") is not True
+        and len(step.inputs) == len(before.inputs) == 1
     )
 
 
@@ -77,7 +80,7 @@ def _channel_axis(layer, output):
 
 def _folded(step, norm, count):
     """The layer of `step`, with the normalisation `norm` in its kernel and bias."""
-    layer = step.operation
+    layer = step.unwrapped
     mean, variance, beta, gamma, bias, kernel = (
         0.0 if v is None else np.asarray(v, "float64")
         for v in (norm.moving_mean, norm.moving_variance, norm.beta, norm.gamma, layer.bias, layer.kernel)

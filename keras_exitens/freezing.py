@@ -23,13 +23,14 @@ class FrozenStage:
     Args:
         model: functional `keras.Model` from a dict of tensors to a dict of tensors, as `Stage.model`.
         carried: as in `Stage`.
+        for_tensorflow: bool. Whether TensorFlow will run it, and not another runtime: see `_fusible`.
 
     Attributes:
         graph: `GraphDef` without variables.
         given, made: dicts, name of a tensor that goes in, or comes out -> its name in `graph`.
     """
 
-    def __init__(self, model, carried):
+    def __init__(self, model, carried, for_tensorflow=False):
         self.carried = carried
         signature = {name: tf.TensorSpec(t.shape, t.dtype, name) for name, t in model.input.items()}
 
@@ -40,7 +41,7 @@ class FrozenStage:
         concrete = run.get_concrete_function()
         _check_constant(concrete.graph)
         frozen = convert_variables_to_constants_v2(concrete)
-        self.graph = frozen.graph.as_graph_def()
+        self.graph = _fusible(frozen.graph) if for_tensorflow else frozen.graph.as_graph_def()
         # TensorFlow flattens dicts in the order of the sorted names.
         self.given = dict(zip(sorted(signature), (t.name for t in frozen.inputs), strict=True))
         self.made = dict(zip(sorted(model.output), (t.name for t in frozen.outputs), strict=True))
@@ -54,6 +55,44 @@ class FrozenStage:
         given = {key: values[name] for name, key in self.given.items()}
         made = tf.graph_util.import_graph_def(self.graph, given, list(self.made.values()), name="stage")
         return dict(zip(self.made, made, strict=True))
+
+
+def _fusible(graph):
+    """The `GraphDef` of a graph, with the additions to maps written so that TensorFlow fuses them.
+
+    TensorFlow runs a convolution, its bias, the sum at the end of a residual block and the rectifier after it
+    as one operation if the sum is an `AddN`, which never broadcasts: of `AddV2` it does not know. Biases
+    become `BiasAdd`, lest the optimizer draw them into that sum, away from their convolutions.
+    """
+    made = graph.as_graph_def()
+    for node in [node for node in made.node if node.op == "AddV2"]:
+        shapes = [tensor.shape for tensor in graph.get_operation_by_name(node.name).inputs]
+        if any(shape.rank is None for shape in shapes) or not tf.as_dtype(node.attr["T"].type).is_floating:
+            continue
+        one, other = (shape.as_list() for shape in shapes)
+        if len(one) == 4 and one == other and None not in one[1:]:
+            node.op = "AddN"
+            node.attr["N"].i = 2
+            continue
+        for bias, (rows, values) in enumerate(((other, one), (one, other))):
+            if len(rows) == 4 and rows[-1] and values in ([rows[-1]], [1, 1, 1, rows[-1]]):
+                _as_bias(made, node, bias)
+                break
+    return made
+
+
+def _as_bias(graph, node, index):
+    """Turns an `AddV2` into a `BiasAdd` of its input number `index`, along the last axis."""
+    given, bias = node.input[1 - index], node.input[index]
+    flat = graph.node.add(op="Const", name=f"{node.name}/one_axis")
+    flat.attr["dtype"].type = tf.int32.as_datatype_enum
+    flat.attr["value"].tensor.CopyFrom(tf.make_tensor_proto([-1]))
+    vector = graph.node.add(op="Reshape", name=f"{node.name}/bias", input=[bias, flat.name])
+    vector.attr["T"].CopyFrom(node.attr["T"])
+    vector.attr["Tshape"].type = tf.int32.as_datatype_enum
+    node.op = "BiasAdd"
+    node.input[:2] = [given, vector.name]
+    node.attr["data_format"].s = b"NHWC"
 
 
 def _check_constant(graph):
@@ -97,7 +136,9 @@ class Chain:
             folded = [fold(stage.model) for stage in self.live]
             models = folded if _agree(self.live, folded) else [stage.model for stage in self.live]
             carried = [stage.carried for stage in self.live]
-            self._frozen = [FrozenStage(*pair) for pair in zip(models, carried, strict=True)]
+            self._frozen = [
+                FrozenStage(*pair, for_tensorflow=True) for pair in zip(models, carried, strict=True)
+            ]
         return self._frozen
 
 

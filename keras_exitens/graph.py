@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 from keras import tree
 
-from keras_exitens.wrapping import unwrapped
+from keras_exitens.wrapping import call_arguments, unwrapped
 
 __all__ = ["Graph", "Step", "inner_layers", "is_map", "nodes_between", "spatial_size"]
 
@@ -34,6 +34,11 @@ class Step:
     def unwrapped(self):
         """The layer or operation itself, also where a model stands for it."""
         return unwrapped(self.node.operation)
+
+    @property
+    def keywords(self):
+        """Arguments that the operation itself is called with by name."""
+        return call_arguments(self.node).kwargs
 
     @property
     def inputs(self):

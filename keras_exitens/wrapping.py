@@ -9,7 +9,7 @@ loading.
 import keras
 from keras import tree
 
-__all__ = ["alike", "is_functional", "unwrapped", "wrap"]
+__all__ = ["alike", "call_arguments", "is_functional", "unwrapped", "wrap"]
 
 _PLAIN = (str, int, float, bool, type(None))
 
@@ -63,6 +63,14 @@ def unwrapped(operation):
         if len(inside) == 1 and len(operation._nodes) == len(operation.inputs) + 1:
             return inside[0]
     return operation
+
+
+def call_arguments(node):
+    """What an operation is called with, also where the node calls a model that stands for it."""
+    operation = unwrapped(node.operation)
+    if operation is node.operation:
+        return node.arguments
+    return operation._inbound_nodes[node.operation.outputs[0]._keras_history.node_index].arguments
 
 
 def alike(nodes):

@@ -1,5 +1,6 @@
 """Early exit: decisions, order, what is not computed, odd rows, saving, and the optimized copy."""
 
+import collections
 import math
 
 import keras
@@ -10,6 +11,7 @@ from keras import layers
 
 import keras_exitens as kx
 from keras_exitens import policies
+from keras_exitens.freezing import FrozenStage
 from tests import harness
 
 KINDS = ("max_probability", "entropy", "margin", "patience")
@@ -141,8 +143,8 @@ def test_no_layer_sees_a_batch_without_rows(counting):
     assert int(counters[0].fewest.numpy()) == 1
     np.testing.assert_array_equal(found(images(3))["exit"], 0)
     assert [int(c.rows.numpy()) for c in counters[1:]] == [0, 0, 0]
-    nothing = early.predict(images(0))
-    assert nothing["logits"].shape == (0, 5) and nothing["exit"].dtype == "int32"
+    for nothing in (early.predict(images(0)), early.predict_on_batch(images(0))):
+        assert nothing["logits"].shape == (0, 5) and nothing["exit"].dtype == "int32"
 
 
 def test_thresholds_that_always_and_never_fire(network):
@@ -173,13 +175,14 @@ def test_batch_size_order_and_neighbours(network, optimize):
         np.testing.assert_allclose(found["logits"], wanted["logits"][rows], rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.parametrize("optimize", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_row_with_a_pixel_that_is_not_finite(network, kind, bad):
+def test_row_with_a_pixel_that_is_not_finite(network, kind, bad, optimize):
     model = network
     x = images(12)
     logits = stacked(model, images())
-    early = kx.EarlyExit(model, policies.get(kind)(spread(kind, logits)))
+    early = kx.EarlyExit(model, policies.get(kind)(spread(kind, logits)), optimize)
     clean = early.predict(x, batch_size=12, verbose=0)
     x[5, 3, 4, 1] = bad
     found = early.predict(x, batch_size=12, verbose=0)
@@ -255,6 +258,28 @@ def test_saved_and_loaded(network, tmp_path):
     other = kx.EarlyExit(made()[0], policy)
     other.load_weights(tmp_path / "early.weights.h5")
     np.testing.assert_array_equal(other.predict(x, verbose=0)["exit"], wanted["exit"])
+
+
+def test_additions_are_written_so_that_tensorflow_fuses_them():
+    inputs = keras.Input((8, 8, 6), name="images")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, padding="same")(inputs)))
+    x = layers.ReLU()(inputs + layers.Conv2D(6, 3, padding="same")(x))  # a residual block
+    x = x + layers.GlobalAveragePooling2D(keepdims=True)(x)  # broadcast over height and width
+    x = keras.ops.transpose(x, (0, 3, 1, 2)) + np.arange(8.0, dtype="float32")  # along the last axis
+    x = 0.5 + keras.ops.expand_dims(x, 1) + keras.ops.ones((8,))  # a number, and more than four axes
+    model = harness.randomise(keras.Model({"images": inputs}, {"logits": x}))
+    frozen, plain = (FrozenStage(model, (), for_tensorflow=flag) for flag in (True, False))
+    count = collections.Counter(node.op for node in frozen.graph.node)
+    assert count["AddN"] == 1  # the block
+    # Both biases, the normalisation, the last axis. Left: of the normalisation the epsilon, then what comes
+    # after the block.
+    assert (count["BiasAdd"], count["AddV2"]) == (4, 4)
+    assert not any(node.op in ("AddN", "BiasAdd") for node in plain.graph.node)
+    for rows in (1, 5):
+        given = {"images": tf.constant(np.random.default_rng(0).normal(size=(rows, 8, 8, 6)), "float32")}
+        found = tf.function(frozen, autograph=False)(given)["logits"]
+        wanted = model(given)["logits"]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_constants_follow_the_weights():
@@ -487,8 +512,25 @@ def test_applications(name):
             rtol=0,
             atol=2e-5 * np.abs(logits).max(),
         )
-    never = kx.EarlyExit(model, policies.MaxProbability(math.inf)).predict(x, batch_size=24, verbose=0)
-    full = model.predict(x, batch_size=24, verbose=0)["final"]
+    full = model.predict(x, batch_size=24, verbose=0)
     # Bit for bit, unless TensorFlow fuses an operation before a cut with one after it in the whole model.
-    exact = name != "NASNetMobile"
-    np.testing.assert_allclose(never["logits"], full, rtol=0, atol=0 if exact else 1e-5 * np.abs(full).max())
+    atol = 1e-5 * np.abs(full["final"]).max() if name == "NASNetMobile" else 0
+    never, always = (
+        kx.EarlyExit(model, policies.MaxProbability(threshold)).predict(x, batch_size=24, verbose=0)
+        for threshold in (math.inf, -math.inf)
+    )
+    np.testing.assert_allclose(never["logits"], full["final"], rtol=0, atol=atol)
+    np.testing.assert_allclose(always["logits"], full["exit_1"], rtol=0, atol=atol)
+    # Other neighbours, in another order, in batches of other sizes.
+    early = kx.EarlyExit(model, policy)
+    order = np.random.default_rng(0).permutation(len(x))
+    wanted, found = (
+        early.predict(x, batch_size=24, verbose=0),
+        early.predict(x[order], batch_size=7, verbose=0),
+    )
+    wanted = {key: value[order][clear[order]] for key, value in wanted.items()}
+    found = {key: value[clear[order]] for key, value in found.items()}
+    np.testing.assert_array_equal(found["exit"], wanted["exit"])
+    np.testing.assert_allclose(
+        found["logits"], wanted["logits"], rtol=0, atol=1e-5 * np.abs(wanted["logits"]).max()
+    )

@@ -7,15 +7,17 @@ import pathlib
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import keras
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 from keras import layers
 
 import keras_exitens as kx
-from keras_exitens import policies, runtime, scores
+from keras_exitens import freezing, policies, runtime, scores
 from keras_exitens.precision import in_float32
 from tests import harness
 
@@ -118,12 +120,10 @@ def early_exit(network, rows=200):
     return kx.EarlyExit(model, policies.MaxProbability(halving(logits_of(model, x))))
 
 
-def check_contract(network, format, folder, rows):
+def check_contract(early, x, format, folder):
     """Same logits at every exit; same exit but for rows within 1e-5 of a threshold, one in a thousand."""
-    early = early_exit(network, rows)
     early.export(folder, format)
     loaded = runtime.load(folder, threads=2)
-    x = images(early.model, rows)
     logits = logits_of(early.model, x)
     for k in range(3):
         thresholds = ([math.inf] * k + [-math.inf] * 2)[:2]
@@ -134,7 +134,7 @@ def check_contract(network, format, folder, rows):
     assert set(wanted["exit"]) == {0, 1, 2}
     score = np.stack([scores.max_probability(np, z) for z in logits[:-1]], axis=1)
     near = (np.abs(score - early.policy.thresholds) <= 1e-5).any(axis=1)
-    assert near.sum() <= rows / 1000
+    assert near.sum() <= len(x) / 1000
     np.testing.assert_array_equal(found["exit"][~near], wanted["exit"][~near])
     np.testing.assert_allclose(found["logits"][~near], wanted["logits"][~near], atol=1e-4, rtol=0)
     np.testing.assert_allclose(found["score"][~near], wanted["score"][~near], atol=5e-5, rtol=0)
@@ -143,14 +143,62 @@ def check_contract(network, format, folder, rows):
 @pytest.mark.parametrize("format", DEVICE)
 @pytest.mark.parametrize("network", FAST, ids=lambda f: f.__name__)
 def test_contract(network, format, tmp_path):
-    check_contract(network, format, tmp_path / "export", 1000)
+    early = early_exit(network, 1000)
+    check_contract(early, images(early.model), format, tmp_path / "export")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("format", DEVICE)
 @pytest.mark.parametrize("network", SLOW, ids=lambda f: f.__name__)
 def test_contract_of_large_networks(network, format, tmp_path):
-    check_contract(network, format, tmp_path / "export", 1000)
+    early = early_exit(network, 1000)
+    check_contract(early, images(early.model), format, tmp_path / "export")
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A ResNet50 that has learned digits, with half of what comes to an exit leaving there; and images."""
+    keras.utils.set_random_seed(0)
+    splits = kx.data.load("digits", batch_size=32, seed=0)
+    backbone = kx.applications.ResNet50(input_shape=splits.input_shape, classes=splits.classes, width=0.125)
+    model = kx.add_exits(backbone, exits=2)
+    distiller = kx.ExitEnsembleDistiller(model)
+    schedule = keras.optimizers.schedules.CosineDecay(3e-3, 20 * splits.steps_per_epoch)
+    distiller.compile(keras.optimizers.Adam(schedule), metrics=["accuracy"])
+    distiller.fit(**splits.fit_arguments(epochs=20), verbose=0)
+    parts = (splits.test, splits.calibration, splits.validation)
+    batches = [batch for part in parts for batch in part.as_numpy_iterator()]
+    x, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    x = np.concatenate([x, x[:, ::-1], x[:, :, ::-1]])[:1000]  # and some that it has to be unsure of
+    logits = logits_of(model, x)
+    assert np.mean(logits[-1, : len(labels)].argmax(-1) == labels[:1000]) > 0.9
+    return kx.EarlyExit(model, policies.MaxProbability(halving(logits))), x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", DEVICE)
+def test_contract_of_a_trained_network(trained, format, tmp_path):
+    check_contract(*trained, format, tmp_path / "export")
+
+
+@pytest.mark.slow
+def test_trained_network_is_folded(trained):
+    """Folding is exact enough on trained weights, and changes no decision but at a threshold."""
+    early, x = trained
+    optimized = kx.EarlyExit(early.model, early.policy, optimize=True)
+    with mock.patch.object(freezing, "FrozenStage", wraps=freezing.FrozenStage) as frozen:
+        found = optimized.predict(x, batch_size=100, verbose=0)
+    norms = [
+        layer
+        for call in frozen.call_args_list
+        for layer in call.args[0].layers
+        if isinstance(layer, layers.BatchNormalization)
+    ]
+    assert len(frozen.call_args_list) == 3 and not norms
+    wanted = early.policy.simulate(logits_of(early.model, x))
+    same = found["exit"] == wanted["exit"]
+    assert same.mean() >= 0.999
+    np.testing.assert_allclose(found["logits"][same], wanted["logits"][same], atol=1e-4, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +281,39 @@ np.savez(place + "/never.npz", **never)
     never = np.load(tmp_path / "never.npz")
     assert set(never["exit"]) == {2}
     np.testing.assert_allclose(never["logits"], logits_of(early.model, x)[-1], atol=1e-5)
+
+
+def test_saved_model_as_tensorflow_serving_runs_it(early, tmp_path):
+    """Serving takes the highest version under a name, its tag `serve`, and runs a signature in a session."""
+    early.export(tmp_path / "network" / "1")
+    x = images(early.model, 40)
+    x[3, 5, 5] = np.nan
+    wanted = early.predict(x, verbose=0)
+    assert wanted["exit"][3] == 2 and np.isnan(wanted["score"][3])
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.loader.load(session, ["serve"], str(tmp_path / "network" / "1"))
+        signature = meta.signature_def["serving_default"]
+        assert signature.method_name == "tensorflow/serving/predict"
+        assert set(signature.inputs) == {"images"}
+        assert set(meta.signature_def["with_thresholds"].inputs) == {"images", "thresholds"}
+        given = signature.inputs["images"]
+        assert [size.size for size in given.tensor_shape.dim] == [-1, 16, 16, 3]
+        results = {key: tensor.name for key, tensor in signature.outputs.items()}
+        for rows in (1, 40, 7, 0):
+            found = session.run(results, {given.name: x[:rows]})
+            assert {key: value.dtype.name for key, value in found.items()} == {
+                "logits": "float32",
+                "exit": "int32",
+                "score": "float32",
+            }
+            np.testing.assert_array_equal(found["exit"], wanted["exit"][:rows])
+            np.testing.assert_allclose(found["score"], wanted["score"][:rows], atol=1e-5)
+            np.testing.assert_allclose(found["logits"], wanted["logits"][:rows], atol=1e-5)
+        signature = meta.signature_def["with_thresholds"]
+        names = {key: tensor.name for key, tensor in signature.inputs.items()}
+        everybody = {names["images"]: x, names["thresholds"]: [-np.inf, -np.inf]}
+        exits = session.run(signature.outputs["exit"].name, everybody)
+        np.testing.assert_array_equal(exits, np.where(np.arange(40) == 3, 2, 0))
 
 
 def test_saved_model_with_constants(early, tmp_path):
@@ -470,6 +551,20 @@ def test_damaged_stages(copied):
     stage.unlink()
     with pytest.raises(ValueError, match="no such file"):
         runtime.load(copied)
+
+
+def test_stages_do_not_take_each_others_processor(exports, monkeypatch):
+    """Threads of a stage that is done would poll on, while the next one wants to run."""
+    settings = []
+    session = onnxruntime.InferenceSession
+
+    def watched(path, options, **kwargs):
+        settings.append(options.get_session_config_entry("session.force_spinning_stop"))
+        return session(path, options, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", watched)
+    runtime.load(exports / "onnx")
+    assert settings == ["1"] * 3
 
 
 @pytest.mark.parametrize(("format", "package"), [("litert", "ai-edge-litert"), ("onnx", "onnxruntime")])

@@ -8,6 +8,7 @@ from keras import layers
 import keras_exitens as kx
 from keras_exitens.applications.grouped import GroupedConv2D
 from keras_exitens.folding import fold
+from keras_exitens.graph import Graph
 from tests import harness
 
 
@@ -104,6 +105,29 @@ def test_layer_called_twice_is_folded_apart():
     x = layers.BatchNormalization()(conv(x))
     model = keras.Model(inputs, conv(x))
     check(model, left=0)
+
+
+@pytest.mark.parametrize("training", [None, True])
+def test_layers_whose_names_clash(training):
+    """In the flat form of such a network a model stands for each of them."""
+
+    def body(name, channels):
+        inputs = keras.Input((12, 12, channels))
+        x = layers.Conv2D(4, 3, padding="same", name="conv")(inputs)
+        x = layers.BatchNormalization(name="bn")(x, training=training)
+        return keras.Model(inputs, layers.ReLU(name="relu")(x), name=name)
+
+    inputs = keras.Input((12, 12, 3))
+    x = body("second", 4)(body("first", 3)(inputs))
+    network = keras.Model(inputs, harness.classify(harness.conv(x, 6, 2)))
+    model = harness.randomise(kx.add_exits(network, exits=1, head="linear"))
+    folded = fold(model)
+    x = harness.images(model)
+    wanted, found = model(x, training=False), folded(x, training=False)
+    for name, logits in wanted.items():
+        np.testing.assert_allclose(found[name], logits, rtol=0, atol=1e-5 * np.abs(logits).max())
+    left = sum(isinstance(step.unwrapped, layers.BatchNormalization) for step in Graph.of(folded).steps)
+    assert left == (0 if training is None else 2)
 
 
 @pytest.mark.parametrize("network", harness.NETWORKS, ids=lambda f: f.__name__)
