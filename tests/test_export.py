@@ -157,15 +157,15 @@ def test_contract_of_large_networks(network, format, tmp_path):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A ResNet50 that has learned digits, with half of what comes to an exit leaving there; and images."""
+    """A ResNet18 that has learned digits, with half of what comes to an exit leaving there; and images."""
     keras.utils.set_random_seed(0)
-    splits = kx.data.load("digits", batch_size=32, seed=0)
-    backbone = kx.applications.ResNet50(input_shape=splits.input_shape, classes=splits.classes, width=0.125)
+    splits = kx.data.load("digits", batch_size=64, seed=0)
+    backbone = kx.applications.ResNet18(input_shape=splits.input_shape, classes=splits.classes, width=0.25)
     model = kx.add_exits(backbone, exits=2)
     distiller = kx.ExitEnsembleDistiller(model)
-    schedule = keras.optimizers.schedules.CosineDecay(3e-3, 20 * splits.steps_per_epoch)
-    distiller.compile(keras.optimizers.Adam(schedule), metrics=["accuracy"])
-    distiller.fit(**splits.fit_arguments(epochs=20), verbose=0)
+    schedule = keras.optimizers.schedules.CosineDecay(0.05, 12 * splits.steps_per_epoch)
+    distiller.compile(keras.optimizers.SGD(schedule, momentum=0.9), metrics=["accuracy"])
+    distiller.fit(**splits.fit_arguments(epochs=12), verbose=0)
     parts = (splits.test, splits.calibration, splits.validation)
     batches = [batch for part in parts for batch in part.as_numpy_iterator()]
     x, labels = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
