@@ -304,7 +304,7 @@ def test_faces_are_rendered_the_same_each_time(tmp_path):
     height = {
         c: (pictures[i].sum(axis=1) @ rows) / pictures[i].sum() for i, c in enumerate(glyphs.CHARACTERS)
     }
-    assert height["'"] < 12 < height["x"] < 20 < height[","]
+    assert height["'"] + 3 < height["x"] < height[","] - 3
     assert glyphs.draw_face(fonts / "STIXSizOneSymReg.ttf") is None, "most characters are missing in it"
     with pytest.raises(FileNotFoundError, match="apt-get install"):
         glyphs.render(glyphs.find_faces(fonts))
