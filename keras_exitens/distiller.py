@@ -12,6 +12,7 @@ from keras_exitens.exit_metrics import per_exit
 from keras_exitens.graph import inner_layers
 from keras_exitens.guards import NonFiniteLoss, explained
 from keras_exitens.losses import check_labels, check_weights, per_sample, standard_labels
+from keras_exitens.normalization import with_fused_normalization
 from keras_exitens.objectives import EED, TERMS, Objective
 
 __all__ = ["ExitEnsembleDistiller"]
@@ -77,7 +78,9 @@ class ExitEnsembleDistiller(keras.Model):
         self.model = model
         self.objective = objective
         self._names = tuple(names)
-        network = keras.Model(model.input, ([model.output[n] for n in names], features))
+        network = with_fused_normalization(
+            keras.Model(model.input, ([model.output[n] for n in names], features))
+        )
         # A function, so that Keras does not track (and save) the layers a second time.
         self._forward = lambda x, training: network(x, training=training)
         self._state = {"step": self._scalar("step", 0, "int64")}
