@@ -94,12 +94,14 @@ def trainer(model, kind=EED, rate=0.01):
 
 
 def steps_of(model, batch, steps):
-    """A function that trains `model` for some steps and returns the seconds a step."""
+    """A function that trains a model for some steps and returns the seconds a step."""
+    distiller = isinstance(model, kx.ExitEnsembleDistiller)
+    network = model.model if distiller else model
     rng = np.random.default_rng(0)
-    images = rng.normal(size=(batch, *model.input_shape[1:])).astype("float32")
+    images = rng.normal(size=(batch, *network.input_shape[1:])).astype("float32")
     labels = rng.integers(0, CLASSES, batch)
-    if not isinstance(model, kx.ExitEnsembleDistiller):
-        labels = dict.fromkeys(model.output_names, labels)
+    if not distiller:
+        labels = dict.fromkeys(kx.exit_names(network), labels)
     data = tf.data.Dataset.from_tensors((images, labels)).repeat(steps)
 
     def run():
@@ -206,8 +208,9 @@ def beside_torch(ask, settings, batch, steps, rounds, compiled):
 
 def added_exits(width, head, counts, batch, steps, rounds):
     models = {n: network("resnet", width, n, head) for n in counts}
-    work = {n: kx.cost(model).cumulative[-1] for n, model in models.items()}
-    other = {n: sum(kx.cost(m).stage_other) + sum(kx.cost(m).head_other) for n, m in models.items()}
+    costs = {n: kx.cost(model) for n, model in models.items()}
+    work = {n: c.cumulative[-1] for n, c in costs.items()}
+    other = {n: sum(c.stage_other) + sum(c.head_other) for n, c in costs.items()}
     times = in_turns({n: steps_of(trainer(m), batch, steps) for n, m in models.items()}, rounds)
     report = {"milliseconds": milliseconds(times), "multiply-adds": work, "steps": steps}
     for few, more in itertools.pairwise(counts):
@@ -275,7 +278,7 @@ def picture(figures, path):
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     cases = {}  # (batch, kind) -> [(exits, ratio)]
     for key, value in figures.items():
-        if key.startswith("torch "):
+        if key.startswith("torch ") and "compiled" not in key:
             _, _, exits, _, batch = key.rsplit(" ", 4)
             for kind in ("PyTorch float32 / float32", "PyTorch bfloat16 / bfloat16"):
                 cases.setdefault((int(batch), kind), []).append((int(exits), value[kind]))
