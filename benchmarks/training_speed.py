@@ -50,9 +50,9 @@ CLASSES = 100
 ADDED = (3, 6, 1, 5, 2, 7)
 STOCK, OURS, EED = "stock Keras", "distiller, CrossEntropy", "distiller, EED"
 # Limits for what PyTorch and the distiller make of the same weights: the losses before the first three
-# updates, relative; the norm of the difference of the first updates beside that of the update. In float32 some
-# of millions of rectifiers change sides by rounding, a share of about 1e-6, and the gradient by the square
-# root of that; in float64 none does, but the logits are float32 in every precision.
+# updates, relative; the norm of the difference of the first updates beside that of the update. In float32
+# some of millions of rectifiers change sides by rounding, a share of about 1e-6, and the gradient by the
+# square root of that; in float64 none does, but the logits are float32 in every precision.
 SAME = {"float32": (1e-5, 1e-2), "float64": (1e-6, 1e-5)}
 
 
