@@ -49,11 +49,12 @@ CLASSES = 100
 # The blocks of ResNet18 after which exits leave, in the order in which they are added.
 ADDED = (3, 6, 1, 5, 2, 7)
 STOCK, OURS, EED = "stock Keras", "distiller, CrossEntropy", "distiller, EED"
-# Limits for what PyTorch and the distiller make of the same weights: the losses before the first three
-# updates, relative; the norm of the difference of the first updates beside that of the update. In float32
-# some of millions of rectifiers change sides by rounding, a share of about 1e-6, and the gradient by the
-# square root of that; in float64 none does, but the logits are float32 in every precision.
-SAME = {"float32": (1e-5, 1e-2), "float64": (1e-6, 1e-5)}
+# Limits for what PyTorch and the distiller make of the same weights: the first loss, the losses after one and
+# two updates, relative; the norm of the difference of the first updates beside that of the update. In float32
+# some of millions of rectifiers change sides by rounding, a share of about 1e-6, and the gradient by about
+# the square root of that (PyTorch's own update in float32 is 0.6% from its one in float64); in float64 none
+# does, but the logits are float32 in every precision.
+SAME = {"float32": (1e-6, 1e-4, 1e-2), "float64": (1e-6, 1e-6, 1e-5)}
 
 
 def blocks(exits):
@@ -150,16 +151,19 @@ def weights_of(model):
     }
 
 
-def same(ask, settings, precision, batch=16, rate=0.01):
+def same(ask, settings, precision, batch=8, rate=0.01):
     """Raises unless PyTorch and the distiller make the same update from the same weights."""
     exits, head = len(settings["exits"]), settings["head_kind"]
     model = network("resnet", settings["width"], exits, head, precision)
     variables = weights_of(model)
     rng = np.random.default_rng(1)
-    for name, variable in variables.items():  # no weight at a value that hides what it does
+    # No weight at a value that hides what it does, and few numbers so near to 0 that rounding moves them across.
+    for name, variable in variables.items():
         if name.endswith("gamma"):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
-        elif name.endswith(("beta", "bias")):
+        elif name.endswith("beta"):
+            variable.assign(rng.uniform(1.5, 2.5, variable.shape))
+        elif name.endswith("bias"):
             variable.assign(rng.normal(0, 0.1, variable.shape))
     before = {name: v.numpy() for name, v in variables.items()}
     images = rng.normal(size=(batch, *model.input_shape[1:])).astype("float32")
@@ -182,15 +186,17 @@ def same(ask, settings, precision, batch=16, rate=0.01):
     report = {
         "losses": ours,
         "losses of PyTorch": theirs,
-        "difference of the losses, relative": max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)),
+        "difference of the losses, relative": [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)],
         "difference of the updates / update": norm(gaps) / norm(changes),
         "weights compared": sum(v.size for v in before.values()),
         "limits": SAME[precision],
     }
-    loss, update = SAME[precision]
-    if set(after) != set(variables) or not (
-        report["difference of the losses, relative"] <= loss
-        and report["difference of the updates / update"] <= update
+    at_first, later, update = SAME[precision]
+    losses = zip(report["difference of the losses, relative"], (at_first, later, later), strict=True)
+    if (
+        set(after) != set(variables)
+        or not all(found <= limit for found, limit in losses)
+        or not report["difference of the updates / update"] <= update
     ):
         raise SystemExit(f"The two sides do not compute the same: {report}")
     return report

@@ -285,7 +285,9 @@ class ExitEnsembleDistiller(keras.Model):
             check_weights(sample_weight)
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
             terms = {key: value * ops.cast(sample_weight, value.dtype) for key, value in terms.items()}
-        total = sum(terms.values())
+        # In a float64 network the logits are float32, the features are not.
+        dtype = "float64" if any(value.dtype == "float64" for value in terms.values()) else "float32"
+        total = sum(ops.cast(value, dtype) for value in terms.values())
         added = sum((ops.cast(ops.sum(loss), total.dtype) for loss in losses), ops.zeros((), total.dtype))
         self._loss_tracker.update_state(total + added)
         for name, tracker in self._term_trackers.items():

@@ -152,6 +152,18 @@ def test_the_distiller_trains_as_with_the_layers_of_keras(monkeypatch):
         assert np.linalg.norm(ours - theirs) <= 1e-3 * change
 
 
+def test_a_float64_network_is_trained():
+    """Its logits are float32, its features are not; its normalisation stays with Keras."""
+    losses = {}
+    for precision in ("float64", "float32"):
+        distiller = kx.ExitEnsembleDistiller(network(precision))
+        distiller.compile(keras.optimizers.SGD(0.01))
+        losses[precision] = distiller.train_on_batch(*batch(), return_dict=True)
+    assert losses["float64"].keys() == losses["float32"].keys()
+    for name, value in losses["float64"].items():
+        np.testing.assert_allclose(value, losses["float32"][name], rtol=1e-4)
+
+
 def test_the_step_runs_the_kernel_and_the_saved_distiller_knows_nothing_of_it(tmp_path):
     model = network()
     distiller = kx.ExitEnsembleDistiller(model)
