@@ -3,9 +3,9 @@
 Reads one JSON object a line and answers with one:
 
 - `{"do": "about"}`: versions.
-- `{"do": "check", "network": …, "given": npz, "made": npz, "steps": n, "rate": r, "precision": p}`: from the
-  weights, images and labels in `given` makes n updates, answers with the losses; the weights after the first
-  update are written to `made`.
+- `{"do": "check", "network": …, "given": npz, "made": npz, "steps": n, "rate": r}`: from the weights, images
+  and labels in `given` makes n updates, answers with the losses; the weights after the first update are
+  written to `made`.
 - `{"do": "time", "network": …, "batch": b, "precision": p, "steps": n}`: seconds a step of n steps.
 
 ResNet18 for small images as `keras_exitens.applications` has it, with exits and heads as `add_exits` gives
@@ -121,7 +121,7 @@ class Network(nn.Module):
                 features.append(self.heads[self.exits[number]](x).mean((2, 3)))
         features.append(x.mean((2, 3)))
         with torch.autocast("cpu", enabled=False):  # logits are float32, as in Keras
-            features = [f.float() if f.dtype == torch.bfloat16 else f for f in features]
+            features = [f.float() for f in features]
             logits = [layer(f) for layer, f in zip(self.classifiers, features, strict=True)]
         return logits, features
 
@@ -186,13 +186,12 @@ def as_images(array):
     return torch.from_numpy(array).permute(0, 3, 1, 2)
 
 
-def check(network, given, made, steps, rate, precision):
+def check(network, given, made, steps, rate):
     found = np.load(given)
-    dtype = getattr(torch, precision)
-    model = Network(**network).to(dtype)
+    model = Network(**network)
     model.load(found)
-    trainer = Trainer(model, precision, rate)
-    images, labels = as_images(found["images"]).to(dtype), torch.from_numpy(found["labels"])
+    trainer = Trainer(model, "float32", rate)
+    images, labels = as_images(found["images"]), torch.from_numpy(found["labels"])
     losses = [float(trainer.step(images, labels))]
     np.savez(made, **model.weights())
     return losses + [float(trainer.step(images, labels)) for _ in range(steps - 1)]

@@ -7,8 +7,8 @@ step of ours, and of stock Keras, is a step of `fit`: what `fit` does between ep
 - `keras`: beside a stock Keras model with a loss for each output.
 - `torch`: beside the same network, loss and update in PyTorch (`torch_worker.py`); `--torch` names a Python
   that has it. Float32, and bfloat16: `mixed_bfloat16` here, autocast there. First it is made sure that both
-  sides compute the same: from the same weights, in float32 and float64, the losses of three steps and
-  the update of all weights in the first.
+  sides compute the same: from the same weights in float32, the losses of three steps and the update of
+  all weights in the first.
 - `exits`: the step with 2, 3, … exits, each added to those before. What an added exit adds to the time
   (forward and backward pass and update of its head and classifier, its part of the loss, its metrics) beside
   what it adds to the multiply-adds.
@@ -49,12 +49,9 @@ CLASSES = 100
 # The blocks of ResNet18 after which exits leave, in the order in which they are added.
 ADDED = (3, 6, 1, 5, 2, 7)
 STOCK, OURS, EED = "stock Keras", "distiller, CrossEntropy", "distiller, EED"
-# Limits for what PyTorch and the distiller make of the same weights: the first loss, the losses after one and
-# two updates, relative; the norm of the difference of the first updates beside that of the update. In float32
-# some of millions of rectifiers change sides by rounding, a share of about 1e-6, and the gradient by about
-# the square root of that (PyTorch's own update in float32 is 0.6% from its one in float64); in float64 none
-# does, but the logits are float32 in every precision.
-SAME = {"float32": (1e-6, 1e-4, 1e-2), "float64": (1e-6, 1e-6, 1e-5)}
+# Limits for what PyTorch and the distiller make of the same weights in float32: the losses before the first
+# three updates, relative; the norm of the difference of the first updates beside that of the update.
+SAME_LOSS, SAME_UPDATE = 1e-5, 1e-4
 
 
 def blocks(exits):
@@ -151,13 +148,14 @@ def weights_of(model):
     }
 
 
-def same(ask, settings, precision, batch=8, rate=0.01):
+def same(ask, settings, batch=8, rate=0.01):
     """Raises unless PyTorch and the distiller make the same update from the same weights."""
-    exits, head = len(settings["exits"]), settings["head_kind"]
-    model = network("resnet", settings["width"], exits, head, precision)
+    model = network("resnet", settings["width"], len(settings["exits"]), settings["head_kind"])
     variables = weights_of(model)
     rng = np.random.default_rng(1)
-    # No weight at a value that hides what it does, and few numbers so near to 0 that rounding moves them across.
+    # No weight at a value that hides what it does. Offsets by which most numbers are positive: otherwise some
+    # of millions of rectifiers change sides by rounding, and the gradient by as much as 1%, PyTorch's too
+    # between float32 and float64.
     for name, variable in variables.items():
         if name.endswith("gamma"):
             variable.assign(rng.uniform(0.5, 1.5, variable.shape))
@@ -171,7 +169,7 @@ def same(ask, settings, precision, batch=8, rate=0.01):
     with tempfile.TemporaryDirectory() as folder:
         files = {"given": f"{folder}/given.npz", "made": f"{folder}/made.npz"}
         np.savez(files["given"], images=images, labels=labels, **before)
-        theirs = ask(do="check", network=settings, **files, steps=3, rate=rate, precision=precision)
+        theirs = ask(do="check", network=settings, **files, steps=3, rate=rate)
         after = dict(np.load(files["made"]))
     data = tf.data.Dataset.from_tensors((images, labels))
     distiller = trainer(model, rate=rate)
@@ -186,17 +184,14 @@ def same(ask, settings, precision, batch=8, rate=0.01):
     report = {
         "losses": ours,
         "losses of PyTorch": theirs,
-        "difference of the losses, relative": [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)],
+        "difference of the losses, relative": max(abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)),
         "difference of the updates / update": norm(gaps) / norm(changes),
         "weights compared": sum(v.size for v in before.values()),
-        "limits": SAME[precision],
+        "limits": [SAME_LOSS, SAME_UPDATE],
     }
-    at_first, later, update = SAME[precision]
-    losses = zip(report["difference of the losses, relative"], (at_first, later, later), strict=True)
-    if (
-        set(after) != set(variables)
-        or not all(found <= limit for found, limit in losses)
-        or not report["difference of the updates / update"] <= update
+    if set(after) != set(variables) or not (
+        report["difference of the losses, relative"] <= SAME_LOSS
+        and report["difference of the updates / update"] <= SAME_UPDATE
     ):
         raise SystemExit(f"The two sides do not compute the same: {report}")
     return report
@@ -374,9 +369,7 @@ def main():
                     "exits": blocks(exits),
                     "head_kind": head,
                 }
-                for precision in SAME:
-                    key = f"same {stem} exits {exits} {precision}"
-                    measure(key, functools.partial(same, worker.ask, settings, precision))
+                measure(f"same {stem} exits {exits}", functools.partial(same, worker.ask, settings))
                 case = functools.partial(beside_torch, worker.ask, settings, batch, steps(batch))
                 compiled = " compiled" if args.compile else ""
                 measure(
