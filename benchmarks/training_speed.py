@@ -113,9 +113,13 @@ def steps_of(model, batch, steps):
 
 
 def milliseconds(times):
-    """Median and least of each: on a machine that others use, the least is what the work itself takes."""
+    """Of each: on a machine that others use, the least is what the work itself takes."""
     return {
-        name: {"median": statistics.median(seconds) * 1e3, "least": min(seconds) * 1e3}
+        name: {
+            "median": statistics.median(seconds) * 1e3,
+            "least": min(seconds) * 1e3,
+            "rounds": [round(t * 1e3, 1) for t in seconds],
+        }
         for name, seconds in times.items()
     }
 
