@@ -28,17 +28,16 @@ import itertools
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
 import tensorflow as tf
+from measuring import in_turns, keeper, ratio
 
 import keras_exitens as kx
 from keras_exitens.stages import split
@@ -99,25 +98,6 @@ def stacked(model, x):
 def compiled(function, dtype="float32"):
     signature = [tf.TensorSpec((None, SIZE, SIZE, 3), dtype)]
     return tf.function(function, input_signature=signature, autograph=False)
-
-
-def in_turns(functions, rounds, warm=True):
-    """Seconds of each function, round by round, `{name: [seconds]}`; `warm`: one more round, not counted."""
-    times = {name: [] for name in functions}
-    for number in range(rounds + warm):
-        names = list(functions)
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            start = time.perf_counter()
-            tf.nest.map_structure(lambda t: t.numpy(), functions[name]())
-            if number >= warm:
-                times[name].append(time.perf_counter() - start)
-    return times
-
-
-def ratio(above, below):
-    """Median, least and greatest of the ratios round by round."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return {"median": statistics.median(ratios), "least": min(ratios), "greatest": max(ratios)}
 
 
 def stage_calls(model, x, counts):
@@ -328,25 +308,7 @@ def main():
     tf.config.threading.set_intra_op_parallelism_threads(2)
     tf.config.threading.set_inter_op_parallelism_threads(2)
 
-    figures = json.loads(args.results.read_text()) if args.results.exists() else {}
-
-    def measure(key, function):
-        if key in figures and not args.again:
-            return
-        print(f"{key} ...", flush=True)
-        report = function()
-        versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
-        machine = {"processor": platform.machine(), "cores": os.cpu_count(), "load": os.getloadavg()[0]}
-        figures[key] = {
-            **report,
-            **versions,
-            **machine,
-            "rounds": args.rounds,
-            "date": time.strftime("%Y-%m-%d"),
-        }
-        args.results.parent.mkdir(exist_ok=True)
-        args.results.write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n")
-        print(json.dumps(report, indent=1, ensure_ascii=False), flush=True)
+    figures, measure = keeper(args.results, args.again, rounds=args.rounds)
 
     if "single" in args.parts:
         measure("single", lambda: single(network(), 5 * args.rounds))

@@ -17,6 +17,7 @@ from keras_exitens.graph import inner_layers
 from keras_exitens.guards import NonFiniteLoss, explained
 from keras_exitens.hints import Data, Path, Tensor
 from keras_exitens.losses import check_labels, check_weights, per_sample, standard_labels
+from keras_exitens.normalization import with_fused_normalization
 from keras_exitens.objectives import EED, TERMS, Objective
 
 __all__ = ["ExitEnsembleDistiller"]
@@ -88,7 +89,9 @@ class ExitEnsembleDistiller(keras.Model):
         self.model = model
         self.objective = objective
         self._names = tuple(names)
-        network = keras.Model(model.input, ([model.output[n] for n in names], features))
+        network = with_fused_normalization(
+            keras.Model(model.input, ([model.output[n] for n in names], features))
+        )
         # A function, so that Keras does not track (and save) the layers a second time.
         self._forward = lambda x, training: network(x, training=training)
         self._state = {"step": self._scalar("step", 0, "int64")}
@@ -294,7 +297,9 @@ class ExitEnsembleDistiller(keras.Model):
             check_weights(sample_weight)
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
             terms = {key: value * ops.cast(sample_weight, value.dtype) for key, value in terms.items()}
-        total = sum(terms.values())
+        # In a float64 network the logits are float32, the features are not.
+        dtype = "float64" if any(value.dtype == "float64" for value in terms.values()) else "float32"
+        total = sum(ops.cast(value, dtype) for value in terms.values())
         added = sum((ops.cast(ops.sum(loss), total.dtype) for loss in losses), ops.zeros((), total.dtype))
         self._loss_tracker.update_state(total + added)
         for name, tracker in self._term_trackers.items():

@@ -38,6 +38,7 @@ ORDER = [
     "exit_metrics",
     "replicas",
     "guards",
+    "normalization",
     "distiller",
     "backup_file",
     "step_backup",
