@@ -40,8 +40,8 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/placement_table.py
 	$(BIN)/python benchmarks/calibration_speed.py --rows 5000 10000 --rounds 3
-	$(BIN)/python benchmarks/training_speed.py --batch 32 --rounds 3
-	$(BIN)/python benchmarks/deployment_speed.py --network ResNet18 --size 32 --images 16 --batches 1 8 --rounds 3
+	$(BIN)/python benchmarks/training_speed.py --parts keras --batches 32 --rounds 3 --results runs/training_speed.json
+	$(BIN)/python benchmarks/deployment_speed.py --network ResNet18 --size 32 --batches 1 8 --rounds 3 --results runs/deployment_speed.json
 	$(BIN)/python benchmarks/tensorboard_overhead.py --images 1000 --epochs 10
 	$(BIN)/python benchmarks/scaling.py --paper
 

@@ -9,7 +9,8 @@ import keras
 import tensorflow as tf
 from keras import layers, ops
 
-from keras_exitens.graph import Graph, flatten
+from keras_exitens.flattening import flatten
+from keras_exitens.graph import Graph
 
 __all__ = ["Normalization", "with_fused_normalization"]
 
@@ -70,6 +71,7 @@ def can_fuse(step):
         and layer.variable_dtype == "float32"
         and not layer.synchronized
         and not layer.renorm
+        and layer.activity_regularizer is None
     )
 
 

@@ -85,11 +85,11 @@ def test_at_inference_and_frozen_it_is_the_layer_itself():
     set_at_random(layer)
     fused = with_fused_normalization(stock)
     x = np.random.default_rng(2).normal(size=(4, 6, 6, CHANNELS)).astype("float32")
-    harness.same(fused(x, training=False), stock(x, training=False))
+    assert harness.same(fused(x, training=False), stock(x, training=False))
     layer.trainable = False
     before = layer.get_weights()
-    harness.same(fused(x, training=True), stock(x, training=False))
-    harness.same(layer.get_weights(), before)
+    assert harness.same(fused(x, training=True), stock(x, training=False))
+    assert harness.same(layer.get_weights(), before)
 
 
 class Subclass(layers.BatchNormalization):
@@ -105,8 +105,17 @@ class Subclass(layers.BatchNormalization):
         (lambda: layers.BatchNormalization(renorm=True), (6, 6, 3), "float32"),
         (lambda: layers.BatchNormalization(dtype="float64"), (6, 6, 3), "float64"),
         (lambda: layers.BatchNormalization(), (3,), "float32"),
+        (lambda: layers.BatchNormalization(activity_regularizer="l2"), (6, 6, 3), "float32"),
     ],
-    ids=["subclass", "channels first", "synchronized", "renorm", "float64", "vectors"],
+    ids=[
+        "subclass",
+        "channels first",
+        "synchronized",
+        "renorm",
+        "float64",
+        "vectors",
+        "activity regulariser",
+    ],
 )
 def test_what_the_kernel_cannot_do_stays_with_keras(layer, shape, dtype):
     model = one_layer(layer(), shape, dtype)
@@ -121,7 +130,7 @@ def test_every_normalisation_of_nested_and_shared_layers_is_found(make):
     assert {id(x.source) for x in replaced(fused)} == {id(x) for x in normalisations}
     assert not [x for x in Graph.of(fused).steps if type(x.unwrapped) is layers.BatchNormalization]
     x = harness.images(model)
-    harness.same(fused(x, training=False), model(x, training=False))
+    assert harness.same(fused(x, training=False), model(x, training=False))
 
 
 def network(precision="float32"):
@@ -180,4 +189,4 @@ def test_the_step_runs_the_kernel_and_the_saved_distiller_knows_nothing_of_it(tm
     distiller.save(tmp_path / "distiller.keras")
     loaded = keras.saving.load_model(tmp_path / "distiller.keras")
     images, _ = batch()
-    harness.same(loaded.model(images), model(images))
+    assert harness.same(loaded.model(images), model(images))

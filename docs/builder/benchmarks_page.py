@@ -13,6 +13,8 @@ import re
 TITLES = {
     "training_speed": "Training step",
     "scaling": "Several devices",
+    "kill_points": "Killed and resumed",
+    "precision_accuracy": "Half precision",
     "inference_speed": "Early exit in TensorFlow",
     "deployment_speed": "Early exit on other runtimes",
     "calibration_speed": "Calibration",
