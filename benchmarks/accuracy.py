@@ -56,9 +56,9 @@ REMEDIES = (
 # Small enough for one core: name to width factor and number of exits (one at each resolution but the last).
 SMALL = {"VGG11": (0.125, 3), "ResNet10": (0.125, 3), "ResNeXt14": (0.125, 3), "WideResNet10_2": (0.375, 2)}
 FULL = {"VGG16": (1.0, 3), "ResNet18": (1.0, 3), "ResNeXt50": (1.0, 3), "WideResNet28_10": (1.0, 2)}
-MAIN = {"train_size": 3000, "epochs": 30, "batch": 128, "schedule": "cosine", "l2": 5e-4, "augment": "auto"}
+MAIN = {"train_size": 3000, "epochs": 25, "batch": 32, "schedule": "cosine", "l2": 5e-4, "augment": "auto"}
 # Training images and epochs of the sweep over sizes.
-SIZES = ((3000, 10), (3000, 30), (3000, 90), (1000, 90), (9000, 10), (9000, 30))
+SIZES = ((1000, 60), (3000, 8), (3000, 25), (3000, 60), (9000, 8), (9000, 20))
 
 
 # What to run
@@ -132,7 +132,7 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
             (0.05, 0.1),
         ),
         "paper": (
-            [{**MAIN, "train_size": None, "epochs": 200, "schedule": "steps"}],
+            [{**MAIN, "train_size": None, "epochs": 200, "batch": 128, "schedule": "steps"}],
             ["cifar100"],
             FULL,
             PAPER,
