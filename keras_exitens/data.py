@@ -284,6 +284,9 @@ def load(
 def _parallel(data, function):
     data = data.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     options = tf.data.Options()
+    # The thread that tunes at run time sleeps twice as long each time, up to a minute, and the end of a pass
+    # often waits for it (TensorFlow 2.21): 2 seconds after 3. Without it AUTOTUNE means one call a core.
+    options.autotune.enabled = False
     # Several workers share each batch by its rows.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
     return data.prefetch(tf.data.AUTOTUNE).with_options(options)
