@@ -96,8 +96,8 @@ def logits_of(model, x):
 def halving(logits):
     """Thresholds of `max_probability` that about half of those reach that come to an exit.
 
-    In the widest gap of the middle tenth: of two neighbours that differ by less than rounding does, no runtime
-    can be expected to tell which leaves.
+    In the widest gap of the middle tenth: of two neighbours that differ by less than rounding does, no
+    runtime can be expected to tell which leaves.
     """
     thresholds, here = [], np.ones(logits.shape[1], bool)
     for z in logits[:-1]:
