@@ -225,26 +225,40 @@ def beside_torch(ask, settings, batch, steps, rounds, compiled):
     return report
 
 
+def increments(times, work, other):
+    """What each added exit, and all of them, add to the time and to the counted operations of a step.
+
+    Args:
+        times: `{number of exits: seconds of each round}`, numbers in order.
+        work, other: `{number of exits: multiply-adds}`, and operations beside these.
+    """
+    report, counts = {}, list(times)
+    for few, more in [*itertools.pairwise(counts), (counts[0], counts[-1])]:
+        added = sorted(set(blocks(more)) - set(blocks(few)))
+        share = work[more] / work[few] - 1
+        longer = [b - a for a, b in zip(times[few], times[more], strict=True)]
+        report[f"{few} to {more}, after block {', '.join(map(str, added))}"] = {
+            "added multiply-adds / multiply-adds": share,
+            "added other operations / other operations": other[more] / other[few] - 1,
+            "added time / time": ratio(longer, times[few]),
+            "added time / its multiply-adds at the speed of the rest": ratio(
+                longer, [seconds * share for seconds in times[few]]
+            ),
+            "step time / that by multiply-adds": ratio(
+                times[more], [seconds * (1 + share) for seconds in times[few]]
+            ),
+        }
+    return report
+
+
 def added_exits(width, head, counts, batch, steps, rounds):
     models = {n: network("resnet", width, n, head) for n in counts}
     costs = {n: kx.cost(model) for n, model in models.items()}
     work = {n: c.cumulative[-1] for n, c in costs.items()}
     other = {n: sum(c.stage_other) + sum(c.head_other) for n, c in costs.items()}
     times = in_turns({n: steps_of(trainer(m), batch, steps) for n, m in models.items()}, rounds)
-    report = {"milliseconds": milliseconds(times), "multiply-adds": work, "steps": steps}
-    for few, more in itertools.pairwise(counts):
-        (block,) = set(blocks(more)) - set(blocks(few))
-        share = work[more] / work[few] - 1
-        increments = [b - a for a, b in zip(times[few], times[more], strict=True)]
-        least = (min(times[more]) - min(times[few])) / min(times[few])
-        report[f"{few} to {more}, after block {block}"] = {
-            "added multiply-adds / multiply-adds": share,
-            "added other operations / other operations": other[more] / other[few] - 1,
-            "added time / time": {**ratio(increments, times[few]), "of the least": least},
-            "added time / its multiply-adds at the speed of the rest, of the least": least / share,
-            "step time / that by multiply-adds, of the least": (1 + least) / (1 + share),
-        }
-    return report
+    counted = {"multiply-adds": work, "other operations": other, "steps": steps}
+    return {"milliseconds": milliseconds(times), **counted, **increments(times, work, other)}
 
 
 def run_python(*arguments):
@@ -304,7 +318,7 @@ def picture(figures, path):
         style = {"fmt": "o-" if batch == 32 else "s--", "color": "C0" if "bfloat16" not in kind else "C1"}
         label = f"{kind.split(' / ')[1]}, batch {batch}"
         left.errorbar(exits, middle, [low, high], capsize=3, label=label, **style)
-    left.axhline(1, linewidth=1, color="0.5")
+    left.axhline(1, linewidth=1, color="0.5", label="as fast as PyTorch")
     left.set_xlabel("early exits")
     left.set_ylabel("time of PyTorch / time of the distiller")
     left.set_title("One training step, ResNet18", loc="left")
@@ -314,13 +328,15 @@ def picture(figures, path):
     for mark, (head, value) in zip("os^D", heads, strict=False):
         points = [v for v in value.values() if isinstance(v, dict) and "added time / time" in v]
         at = np.array([100 * v["added multiply-adds / multiply-adds"] for v in points])
-        took = [100 * v["added time / time"]["of the least"] for v in points]
-        right.plot(at, took, mark, label=f"head {head}")
-        top = max(top, *at, *took)
+        took = [v["added time / time"] for v in points]
+        middle = np.array([100 * t["median"] for t in took])
+        spread = [middle - [100 * t["least"] for t in took], [100 * t["greatest"] for t in took] - middle]
+        right.errorbar(at, middle, spread, fmt=mark, capsize=3, label=f"head {head}")
+        top = max(top, *at, *middle)
     right.plot([0, top], [0, top], linewidth=1, color="0.5", label="time by multiply-adds")
     right.set_xlabel("multiply-adds that an exit adds, percent")
     right.set_ylabel("time that it adds, percent")
-    right.set_title("One exit more, ResNet18", loc="left")
+    right.set_title("One exit more, and all of them; ResNet18", loc="left")
     right.legend(fontsize="small")
     figure.savefig(path, dpi=120)
 
