@@ -298,47 +298,61 @@ def processes(args, exits, batch):
     }
 
 
-def picture(figures, path):
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+def torch_panel(axes, figures):
     cases = {}  # (batch, kind) -> [(exits, ratio)]
     for key, value in figures.items():
-        if key.startswith("torch ") and "compiled" not in key:
-            _, _, exits, _, batch = key.rsplit(" ", 4)
-            for kind in ("PyTorch float32 / float32", "PyTorch bfloat16 / bfloat16"):
-                cases.setdefault((int(batch), kind), []).append((int(exits), value[kind]))
+        _, _, exits, _, batch = key.rsplit(" ", 4)
+        for kind in ("PyTorch float32 / float32", "PyTorch bfloat16 / bfloat16"):
+            cases.setdefault((int(batch), kind), []).append((int(exits), value[kind]))
     for (batch, kind), points in sorted(cases.items()):
         exits, found = zip(*sorted(points, key=lambda point: point[0]), strict=True)
         middle = np.array([r["median"] for r in found])
         low, high = middle - [r["least"] for r in found], [r["greatest"] for r in found] - middle
         style = {"fmt": "o-" if batch == 32 else "s--", "color": "C0" if "bfloat16" not in kind else "C1"}
         label = f"{kind.split(' / ')[1]}, batch {batch}"
-        left.errorbar(exits, middle, [low, high], capsize=3, label=label, **style)
-    left.axhline(1, linewidth=1, color="0.5", label="as fast as PyTorch")
-    left.set_xlabel("early exits")
-    left.set_ylabel("time of PyTorch / time of the distiller")
-    left.set_title("One training step, ResNet18", loc="left")
-    left.legend(fontsize="small")
+        axes.errorbar(exits, middle, [low, high], capsize=3, label=label, **style)
+    axes.axhline(1, linewidth=1, color="0.5", label="as fast as PyTorch")
+    axes.set_xlabel("early exits")
+    axes.set_ylabel("time of PyTorch / time of the distiller")
+    axes.set_title("One training step, ResNet18", loc="left")
+    axes.legend(fontsize="small")
+
+
+def exits_panel(axes, figures):
     top = 0
-    heads = [(key.split(" head ")[1], v) for key, v in figures.items() if key.startswith("exits ")]
-    for mark, (head, value) in zip("os^D", heads, strict=False):
+    for mark, (key, value) in zip("os^D", figures.items(), strict=False):
         points = [v for v in value.values() if isinstance(v, dict) and "added time / time" in v]
         at = np.array([100 * v["added multiply-adds / multiply-adds"] for v in points])
         took = [v["added time / time"] for v in points]
         middle = np.array([100 * t["median"] for t in took])
         spread = [middle - [100 * t["least"] for t in took], [100 * t["greatest"] for t in took] - middle]
-        right.errorbar(at, middle, spread, fmt=mark, capsize=3, label=f"head {head}")
+        axes.errorbar(at, middle, spread, fmt=mark, capsize=3, label=f"head {key.split(' head ')[1]}")
         top = max(top, *at, *middle)
-    right.plot([0, top], [0, top], linewidth=1, color="0.5", label="time by multiply-adds")
-    right.set_xlabel("multiply-adds that an exit adds, percent")
-    right.set_ylabel("time that it adds, percent")
-    right.set_title("One exit more, and all of them; ResNet18", loc="left")
-    right.legend(fontsize="small")
+    axes.plot([0, top], [0, top], linewidth=1, color="0.5", label="time by multiply-adds")
+    axes.set_xlabel("multiply-adds that exits add, percent")
+    axes.set_ylabel("time that they add, percent")
+    axes.set_title("One exit more, and four; ResNet18", loc="left")
+    axes.legend(fontsize="small")
+
+
+def picture(figures, path):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    beside = {k: v for k, v in figures.items() if k.startswith("torch ") and "compiled" not in k}
+    added = {k: v for k, v in figures.items() if k.startswith("exits ")}
+    panels = [(draw, found) for draw, found in ((torch_panel, beside), (exits_panel, added)) if found]
+    if not panels:
+        return
+    figure, axes = pyplot.subplots(
+        1, len(panels), figsize=(5.5 * len(panels), 4.2), layout="constrained", squeeze=False
+    )
+    for one, (draw, found) in zip(axes[0], panels, strict=True):
+        draw(one, found)
     figure.savefig(path, dpi=120)
+    print(f"picture: {path}")
 
 
 def main():
@@ -404,9 +418,7 @@ def main():
         case = functools.partial(added_exits, args.width, head, args.exits, batch, steps(batch), args.rounds)
         if args.network == "resnet" and len(args.exits) > 1:
             measure(f"exits {args.exits} {stem} batch {batch} head {head}", case)
-    if any(key.startswith(("torch", "exits")) for key in figures):
-        picture(figures, args.results.with_suffix(".png"))
-        print(f"picture: {args.results.with_suffix('.png')}")
+    picture(figures, args.results.with_suffix(".png"))
 
 
 if __name__ == "__main__":
