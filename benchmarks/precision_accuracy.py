@@ -10,13 +10,14 @@ was broken off goes on from its JSON file. float16 is slow on CPUs: several time
 """
 
 import argparse
-import json
 import math
 import os
 import pathlib
 import statistics
 import sys
 import time
+
+from kept import keep, stored
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -96,30 +97,20 @@ def report(runs):
         print(f"{precision + ' −':16}" + "".join(f"{cell:>18}" for cell in cells) + "  (95% interval)")
 
 
-def stored(args):
-    """What the JSON file holds already."""
-    empty = {"settings": settings(args), "runs": {precision: {} for precision in PRECISIONS}}
-    if not args.json.exists():
-        return empty
-    found = json.loads(args.json.read_text())
-    if found["settings"] != empty["settings"]:
-        sys.exit(f"{args.json} holds other settings, {found['settings']}: pass another --json")
-    return found
-
-
 def main():
     args = parse()
+    empty = {"settings": settings(args), "runs": {precision: {} for precision in PRECISIONS}}
     for seed in args.seeds:
         for precision in args.precisions:
-            if str(seed) in stored(args)["runs"][precision]:
+            if str(seed) in stored(args.json, empty)["runs"][precision]:
                 continue
             result = train(args, precision, seed)
-            found = stored(args)  # again: other processes may have trained other seeds meanwhile
+            # Again: other processes may have trained other seeds meanwhile.
+            found = stored(args.json, empty)
             found["runs"][precision][str(seed)] = result
-            args.json.parent.mkdir(parents=True, exist_ok=True)
-            args.json.write_text(json.dumps(found, indent=1))
+            keep(args.json, found)
             print(f"{precision}, seed {seed}: {result}", flush=True)
-    report(stored(args)["runs"])
+    report(stored(args.json, empty)["runs"])
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ import subprocess
 import sys
 import time
 
+from kept import keep, stored
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -170,22 +172,6 @@ def settings(args):
     return {"machine": platform.machine(), "cores": os.cpu_count(), **{n: getattr(args, n) for n in names}}
 
 
-def stored(args):
-    """What the JSON file holds already."""
-    empty = {"settings": settings(args), "runs": {f"{n} {kind}": [] for kind in KINDS for n in (1, 2)}}
-    if not args.json.exists():
-        return empty
-    found = json.loads(args.json.read_text())
-    if found["settings"] != empty["settings"]:
-        sys.exit(f"{args.json} holds other settings, {found['settings']}: pass another --json")
-    return found
-
-
-def keep(args, found):
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-
-
 def span(values, scale=1.0, digits=1):
     middle, low, high = (
         f"{scale * value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))
@@ -257,7 +243,8 @@ def main(arguments=None):
     args = parse(arguments)
     if args.one:
         return one_run(args)
-    found = stored(args)
+    none = {f"{n} {kind}": [] for kind in KINDS for n in (1, 2)}
+    found = stored(args.json, {"settings": settings(args), "runs": none})
     end = time.monotonic() + 60 * args.minutes
     if not args.paper:
         for done in range(args.rounds):
@@ -266,11 +253,11 @@ def main(arguments=None):
                     continue
                 replicas, kind = name.split(" ", 1)
                 runs.append(measure(args, kind, int(replicas)))
-                keep(args, found)
+                keep(args.json, found)
                 print(f"{name}: {runs[-1]}", flush=True)
     report(args, found["runs"])
     found["paper"] = paper(args)
-    keep(args, found)
+    keep(args.json, found)
     return None
 
 
