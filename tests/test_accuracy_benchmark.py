@@ -44,20 +44,24 @@ def line_for(settings, accuracy_of_final=0.5, exits=3):
 
 def test_main_is_balanced_and_seed_major():
     jobs = accuracy.preset("main", ["glyphs"])
-    reported = [job for job in jobs if job["seed"] not in accuracy.SEARCH_SEEDS]
-    assert len(jobs) == 4 * 7 * (3 + 5) and len(reported) == 4 * 7 * 5
+    reported = [job for job in jobs if job["seed"] != accuracy.SEARCH_SEED]
+    assert len(jobs) == 7 * 2 * 3 + 4 * 7 * 5 and len(reported) == 4 * 7 * 5
     assert [job["seed"] for job in reported] == sorted(job["seed"] for job in reported)
-    for seed in range(5):
+    for seed in accuracy.SEEDS:
         cells = {(job["network"], job["method"]) for job in reported if job["seed"] == seed}
         assert len(cells) == 4 * 7
-    # The same budget of learning rates for all, in seeds that are not reported.
-    searched = [job for job in jobs if job["seed"] in accuracy.SEARCH_SEEDS]
-    budgets = {}
-    for job in searched:
-        budgets.setdefault((job["network"], job["method"]), []).append(job["rate"])
-    assert set(map(tuple, budgets.values())) == {accuracy.RATES} and len(budgets) == 4 * 7
     assert {job["exits"] for job in jobs if job["method"] == "plain"} == {0}
     assert {job["exits"] for job in jobs if job["method"] != "plain"} == {2, 3}
+    # The same budget of learning rates for all, first, in a seed that is not reported.
+    searched = jobs[: len(jobs) - len(reported)]
+    assert {job["seed"] for job in searched} == {
+        accuracy.SEARCH_SEED
+    } and accuracy.SEARCH_SEED not in accuracy.SEEDS
+    budgets = {}
+    for job in searched:
+        budgets.setdefault(job["method"], []).append((job["network"], job["rate"], job["epochs"]))
+    wanted = [(network, rate, 10) for network in accuracy.SEARCHED_ON for rate in accuracy.RATES]
+    assert set(budgets) == set(accuracy.PAPER) and all(budget == wanted for budget in budgets.values())
 
 
 def test_every_method_of_a_preset_can_be_made():
@@ -89,16 +93,18 @@ def test_only():
 
 
 def test_the_rate_is_chosen_on_validation_alone():
-    (job,) = (j for j in accuracy.preset("main", ["glyphs"], ["VGG11"], ["dbt"], 1) if j["seed"] == 0)
+    job = accuracy.preset("main", ["glyphs"], ["ResNeXt14"], ["dbt"])[-1]
     lines = {}
-    for rate, validation, test in ((0.02, 0.7, 0.9), (0.06, 0.8, 0.1), (0.2, 0.6, 0.95)):
+    # The best on average of two networks is the best on neither.
+    found = {0.02: (0.8, 0.5), 0.06: (0.75, 0.75), 0.2: (0.5, 0.8)}
+    for settings in accuracy.searches(job, RATES):
         assert accuracy.chosen_rate(job, lines, RATES) is None, "not before the search is finished"
-        settings = {**job, "rate": rate, "seed": accuracy.SEARCH_SEEDS[0]}
-        line = line_for(settings, validation)
-        line["test"]["last"] = dict.fromkeys(line["test"]["last"], test)
+        rate = settings["rate"]
+        line = line_for(settings, found[rate][settings["network"] == "ResNet10"])
+        line["test"]["last"] = dict.fromkeys(line["test"]["last"], 1 - found[rate][0])
         lines[key_of(settings)] = line
     assert accuracy.chosen_rate(job, lines, RATES) == 0.06
-    lines[key_of({**job, "rate": 0.06, "seed": accuracy.SEARCH_SEEDS[0]})]["diverged"] = True
+    next(line for line in lines.values() if line["settings"]["rate"] == 0.06)["diverged"] = True
     assert accuracy.chosen_rate(job, lines, RATES) == 0.02
 
 
@@ -149,7 +155,7 @@ def test_a_claim_keeps_other_processes_off_and_ends_with_the_process(tmp_path):
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path):
-    jobs = accuracy.preset("main", ["glyphs"], ["VGG11"], ["plain", "dbt"], 2)
+    jobs = accuracy.preset("main", ["glyphs"], ["VGG11"], ["plain", "dbt"], [1, 2])
     results = Results(tmp_path / "r.jsonl", tmp_path)
     done = []
 
@@ -161,13 +167,13 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path):
     assert left == len(jobs) - 4 and len(done) == 4
     assert accuracy.work(jobs, Results(results.path, tmp_path), RATES, do, pause=0) == 0
     assert len(done) == len(jobs) == len({key_of(s) for s in done}) == len(results.read())
-    assert {s["rate"] for s in done if s["seed"] not in accuracy.SEARCH_SEEDS} == {0.02}
+    assert {s["rate"] for s in done if s["seed"] != accuracy.SEARCH_SEED} == {0.02}
     assert accuracy.work(jobs, results, RATES, do, pause=0) == 0 and len(done) == len(jobs)
 
 
 def test_a_run_that_waits_for_a_search_that_nobody_does_is_told(tmp_path):
-    jobs = accuracy.preset("main", ["glyphs"], ["VGG11"], ["dbt"], 2)
-    jobs = [job for job in jobs if job["seed"] == 0]
+    jobs = accuracy.preset("main", ["glyphs"], ["VGG11"], ["dbt"], [1, 2])
+    jobs = [job for job in jobs if job["seed"] == 1]
     assert accuracy.work(jobs, Results(tmp_path / "r.jsonl", tmp_path), RATES, None, pause=0) == 1
 
 
@@ -224,7 +230,7 @@ def test_verdict():
 # The report
 
 
-def synthetic(gain, seeds=5, methods=("plain", "cross-entropy", "eed-kl"), early=0.0):
+def synthetic(gain, seeds=accuracy.SEEDS, methods=("plain", "cross-entropy", "eed-kl"), early=0.0):
     """Lines of a whole main table, in which eed-kl gains `gain` at the final exit."""
     lines = {}
     rng = np.random.RandomState(0)
@@ -251,7 +257,7 @@ def test_report_says_what_the_numbers_say():
 
 def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
     lines = synthetic(0.05)
-    stray = next(x for x in lines.values() if x["settings"]["seed"] == 0)
+    stray = next(x for x in lines.values() if x["settings"]["seed"] == 1)
     stray = json.loads(json.dumps(stray))
     stray["settings"]["rate"] = 0.2
     stray["test"]["last"]["final"] = 0.99
@@ -264,10 +270,10 @@ def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
 
 
 def test_report_on_partial_data_says_what_is_missing(tmp_path):
-    assert "0 of 224 runs: **unfinished**" in accuracy_report.report({})
-    lines = dict(list(synthetic(0.05, seeds=1).items())[:-5])
+    assert "0 of 182 runs: **unfinished**" in accuracy_report.report({})
+    lines = dict(list(synthetic(0.05, seeds=[1]).items())[:-5])
     text = accuracy_report.report(lines, tmp_path / "pictures")
-    assert f"{len(lines)} of 224 runs" in text and "missing" in text
+    assert f"{len(lines)} of 182 runs" in text and "missing" in text
     for name in ("accuracy_gain_glyphs.png", "accuracy_curves_glyphs.png"):
         assert f"(pictures/{name})" in text and (tmp_path / "pictures" / name).stat().st_size > 1000
 
