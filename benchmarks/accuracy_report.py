@@ -25,7 +25,6 @@ from accuracy import (
     RESULTS,
     SEARCH,
     SEARCH_SEED,
-    SEARCHED_ON,
     SIZES,
     SMALL,
     chosen_rate,
@@ -530,8 +529,8 @@ def report(lines, folder=None):
     recipe = (
         f"{MAIN['train_size']:,} training images, {MAIN['epochs']} epochs, batches of {MAIN['batch']}, SGD "
         f"with momentum 0.9, L2 of {MAIN['l2']:g} and a cosine decay from the best of the rates {RATES} for "
-        f"each method and data set, by validation accuracy on average of {' and '.join(SEARCHED_ON)} "
-        f"after {SEARCH['epochs']} epochs; exits at each resolution, with the paper's convolutional heads"
+        f"each method, network and data set, by its validation after {SEARCH['epochs']} epochs; exits at "
+        "each resolution, with the paper's convolutional heads"
     )
     introduction = (
         textwrap.fill(paragraph, 110, break_on_hyphens=False, break_long_words=False)

@@ -45,7 +45,7 @@ def line_for(settings, accuracy_of_final=0.5, exits=3):
 def test_main_is_balanced_and_seed_major():
     jobs = accuracy.preset("main", ["glyphs"])
     reported = [job for job in jobs if job["seed"] != accuracy.SEARCH_SEED]
-    assert len(jobs) == 7 * 2 * 3 + 4 * 7 * 5 and len(reported) == 4 * 7 * 5
+    assert len(jobs) == 4 * 7 * (3 + 5) and len(reported) == 4 * 7 * 5
     assert [job["seed"] for job in reported] == sorted(job["seed"] for job in reported)
     for seed in accuracy.SEEDS:
         cells = {(job["network"], job["method"]) for job in reported if job["seed"] == seed}
@@ -59,9 +59,9 @@ def test_main_is_balanced_and_seed_major():
     } and accuracy.SEARCH_SEED not in accuracy.SEEDS
     budgets = {}
     for job in searched:
-        budgets.setdefault(job["method"], []).append((job["network"], job["rate"], job["epochs"]))
-    wanted = [(network, rate, 10) for network in accuracy.SEARCHED_ON for rate in accuracy.RATES]
-    assert set(budgets) == set(accuracy.PAPER) and all(budget == wanted for budget in budgets.values())
+        budgets.setdefault((job["network"], job["method"]), []).append((job["rate"], job["epochs"]))
+    wanted = [(rate, 10) for rate in accuracy.RATES]
+    assert len(budgets) == 4 * 7 and all(budget == wanted for budget in budgets.values())
 
 
 def test_every_method_of_a_preset_can_be_made():
@@ -95,13 +95,11 @@ def test_only():
 def test_the_rate_is_chosen_on_validation_alone():
     job = accuracy.preset("main", ["glyphs"], ["ResNeXt14"], ["dbt"])[-1]
     lines = {}
-    # The best on average of two networks is the best on neither.
-    found = {0.02: (0.8, 0.5), 0.06: (0.75, 0.75), 0.2: (0.5, 0.8)}
+    found = {0.02: 0.7, 0.06: 0.8, 0.2: 0.6}
     for settings in accuracy.searches(job, RATES):
         assert accuracy.chosen_rate(job, lines, RATES) is None, "not before the search is finished"
-        rate = settings["rate"]
-        line = line_for(settings, found[rate][settings["network"] == "ResNet10"])
-        line["test"]["last"] = dict.fromkeys(line["test"]["last"], 1 - found[rate][0])
+        line = line_for(settings, found[settings["rate"]])
+        line["test"]["last"] = dict.fromkeys(line["test"]["last"], 1 - found[settings["rate"]])
         lines[key_of(settings)] = line
     assert accuracy.chosen_rate(job, lines, RATES) == 0.06
     next(line for line in lines.values() if line["settings"]["rate"] == 0.06)["diverged"] = True
@@ -270,10 +268,10 @@ def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
 
 
 def test_report_on_partial_data_says_what_is_missing(tmp_path):
-    assert "0 of 182 runs: **unfinished**" in accuracy_report.report({})
+    assert "0 of 224 runs: **unfinished**" in accuracy_report.report({})
     lines = dict(list(synthetic(0.05, seeds=[1]).items())[:-5])
     text = accuracy_report.report(lines, tmp_path / "pictures")
-    assert f"{len(lines)} of 182 runs" in text and "missing" in text
+    assert f"{len(lines)} of 224 runs" in text and "missing" in text
     for name in ("accuracy_gain_glyphs.png", "accuracy_curves_glyphs.png"):
         assert f"(pictures/{name})" in text and (tmp_path / "pictures" / name).stat().st_size > 1000
 
