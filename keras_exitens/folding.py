@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from keras_exitens.applications.grouped import GroupedConv2D
-from keras_exitens.graph import Graph
+from keras_exitens.graph import Graph, call_again
 
 __all__ = ["fold"]
 
@@ -38,15 +38,14 @@ def fold(model):
             folded[before.index] = _folded(before, step.unwrapped, len(folded))
             folded[step.index] = None
 
+    def call(step, values):
+        if step.index not in folded:
+            return step.call(values)
+        given, layer = values[id(step.inputs[0])], folded[step.index]
+        return given if layer is None else layer(given)
+
     values = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in graph.inputs}
-    for step in graph.steps:
-        if step.index in folded:
-            given, operation = values[id(step.inputs[0])], folded[step.index]
-            made = given if operation is None else operation(given)
-        else:
-            args, kwargs = step.node.arguments.fill_in(values)
-            made = step.operation(*args, **kwargs)
-        values.update(zip((id(t) for t in step.outputs), keras.tree.flatten(made), strict=True))
+    call_again(graph.steps, values, call)
     return keras.Model(
         keras.tree.map_structure(lambda t: values[id(t)], model.input),
         keras.tree.map_structure(lambda t: values[id(t)], model.output),

@@ -13,7 +13,7 @@ from keras import tree
 
 from keras_exitens.wrapping import call_arguments, unwrapped
 
-__all__ = ["Graph", "Step", "inner_layers", "is_map", "nodes_between", "spatial_size"]
+__all__ = ["Graph", "Step", "call_again", "inner_layers", "is_map", "nodes_between", "spatial_size"]
 
 NOMINAL_SIZE = 224  # pixels assumed where a model takes images of any size
 
@@ -47,6 +47,16 @@ class Step:
     @property
     def outputs(self):
         return self.node.outputs
+
+    def call(self, values, operation=None):
+        """Calls the operation, or another one in its place, with its arguments on other tensors.
+
+        Args:
+            values: dict from the ids of the inputs to the tensors in their place.
+            operation: callable.
+        """
+        args, kwargs = self.node.arguments.fill_in(values)
+        return (operation or self.operation)(*args, **kwargs)
 
 
 class Graph:
@@ -172,6 +182,20 @@ def _traced(operation, args, kwargs):
     args, kwargs = tree.map_structure(spec, (args, kwargs))
     made = tf.function(operation).get_concrete_function(*args, **kwargs).structured_outputs
     return [tuple(t.shape) for t in tree.flatten(made)]
+
+
+def call_again(steps, values, call=Step.call):
+    """Runs steps once more, on other tensors.
+
+    Args:
+        steps: list of `Step`s in an order in which they can run.
+        values: dict from the id of a tensor to the one in its place, for all that the steps need from before;
+            what they make is added.
+        call: function from a step and `values` to what takes the place of its outputs.
+    """
+    for step in steps:
+        made = tree.flatten(call(step, values))
+        values.update(zip((id(t) for t in step.outputs), made, strict=True))
 
 
 def nodes_between(inputs, outputs):

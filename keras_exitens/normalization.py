@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_exitens.flattening import flatten
-from keras_exitens.graph import Graph
+from keras_exitens.graph import Graph, call_again
 
 __all__ = ["Normalization", "with_fused_normalization"]
 
@@ -87,15 +87,15 @@ def with_fused_normalization(model):
     inputs, outputs, _ = flatten(model)
     graph = Graph(keras.tree.flatten(inputs), keras.tree.flatten(outputs))
     made = {}  # id of a layer -> what does its work; a shared layer is called several times
-    for step in graph.steps:
-        if can_fuse(step) and id(step.operation) not in made:
+    for step in filter(can_fuse, graph.steps):
+        if id(step.operation) not in made:
             made[id(step.operation)] = Normalization(step.unwrapped, step.operation.name)
     if not made:
         return model
+
+    def call(step, values):
+        return step.call(values, made.get(id(step.operation)) if can_fuse(step) else None)
+
     values = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in graph.inputs}
-    for step in graph.steps:
-        operation = made.get(id(step.operation), step.operation) if can_fuse(step) else step.operation
-        args, kwargs = step.node.arguments.fill_in(values)
-        found = keras.tree.flatten(operation(*args, **kwargs))
-        values.update(zip((id(t) for t in step.outputs), found, strict=True))
+    call_again(graph.steps, values, call)
     return keras.Model(*(keras.tree.map_structure(lambda t: values[id(t)], s) for s in (inputs, outputs)))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import keras
 
 from keras_exitens import checks
+from keras_exitens.graph import call_again
 from keras_exitens.hints import Tensor
 from keras_exitens.names import exit_graph, exit_order
 
@@ -152,10 +153,7 @@ def _piece(entering, steps, leaving, name):
     """One stage: the operations of `steps`, called again on inputs of its own."""
     inputs = {key: keras.Input(t.shape[1:], dtype=t.dtype, name=key) for key, t in entering}
     values = {id(t): inputs[key] for key, t in entering}
-    for step in steps:
-        args, kwargs = step.node.arguments.fill_in(values)
-        made = keras.tree.flatten(step.operation(*args, **kwargs))
-        values.update(zip((id(t) for t in step.outputs), made, strict=True))
+    call_again(steps, values)
     return keras.Model(inputs, {key: values[id(t)] for key, t in leaving}, name=name)
 
 
