@@ -25,6 +25,7 @@ from accuracy import (
     RESULTS,
     SEARCH,
     SEARCH_SEED,
+    SEARCHED_ON,
     SIZES,
     SMALL,
     chosen_rate,
@@ -43,7 +44,7 @@ FINAL, ENSEMBLE = "final", "ensemble"
 # Reading
 
 
-def reported(lines, rates=RATES):
+def reported(lines):
     """The runs that count: those of the reported seeds at the learning rate that the search chose.
 
     Args:
@@ -60,7 +61,7 @@ def reported(lines, rates=RATES):
             continue
         if any(s[field] != MAIN[field] for field in MAIN if field not in ("train_size", "epochs")):
             continue
-        if s["network"] not in SMALL or s["rate"] != chosen_rate(s, lines, rates):
+        if s["network"] not in SMALL or s["rate"] != chosen_rate(s, lines):
             continue
         found[point(s)][s["seed"]] = line
     return dict(found)
@@ -370,7 +371,7 @@ def missing(lines):
     for name in ("main", "sizes", "remedies"):
         for dataset in ("glyphs", "fashion_mnist") if name == "main" else ("glyphs",):
             jobs = preset(name, [dataset])
-            done = count_done(jobs, lines, RATES)
+            done = count_done(jobs, lines)
             command = f"`python benchmarks/accuracy.py --preset {name} --dataset {dataset}`"
             yield f"- {command}: {done} of {len(jobs)} runs" + (
                 "." if done == len(jobs) else ": **unfinished**."
@@ -383,10 +384,10 @@ def missing(lines):
 
 
 def edges(runs):
-    """Which points chose the smallest or the largest learning rate of the search."""
-    chosen = {p: next(iter(seeds.values()))["settings"]["rate"] for p, seeds in runs.items()}
-    counts = collections.Counter(chosen.values())
-    return ", ".join(f"{rate:g}: {counts[rate]}" for rate in RATES)
+    """How often the smallest, the middle and the largest learning rate of a search was chosen."""
+    chosen = (next(iter(seeds.values()))["settings"] for seeds in runs.values())
+    counts = collections.Counter(RATES[SEARCHED_ON[s["network"]]].index(s["rate"]) for s in chosen)
+    return ", ".join(f"{which} {counts[i]}" for i, which in enumerate(("smallest", "middle", "largest")))
 
 
 # Pictures
@@ -526,18 +527,20 @@ tell of seeds (first weights, order, training images), not of other data sets.
 def report(lines, folder=None):
     """The report as Markdown; with a folder, its pictures are written there."""
     runs = reported(lines)
+    tried = "; ".join(f"{', '.join(map(str, rates))} on {network}" for network, rates in RATES.items())
     recipe = (
         f"{MAIN['train_size']:,} training images, {MAIN['epochs']} epochs, batches of {MAIN['batch']}, SGD "
-        f"with momentum 0.9, L2 of {MAIN['l2']:g} and a cosine decay from the best of the rates {RATES} for "
-        f"each method, network and data set, by its validation after {SEARCH['epochs']} epochs; exits at "
-        "each resolution, with the paper's convolutional heads"
+        f"with momentum 0.9, L2 of {MAIN['l2']:g} and a cosine decay from the best of three rates "
+        f"({tried}) for each method and data set, by its validation after "
+        f"{SEARCH['epochs']} epochs of {SEARCH['train_size']:,} images; exits at each resolution, with the "
+        "paper's convolutional heads"
     )
     introduction = (
         textwrap.fill(paragraph, 110, break_on_hyphens=False, break_long_words=False)
         for paragraph in INTRODUCTION.format(recipe=recipe).split("\n\n")
     )
     parts = ["\n\n".join(introduction), "\n## What there is\n", *missing(lines)]
-    parts.append(f"- Learning rates that were chosen, by number of table rows: {edges(runs)}.")
+    parts.append(f"- Of the three learning rates, number of table rows that chose which: {edges(runs)}.")
     for dataset in ("glyphs", "fashion_mnist"):
         if not any(p[0] == dataset for p in runs):
             parts.append(f"\n## {dataset}\n\nNo runs yet.")
