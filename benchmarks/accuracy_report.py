@@ -164,17 +164,26 @@ QUANTITIES = {
 }
 
 
+def runs_of(runs, dataset, network, method):
+    """The runs of one cell of the main table, a dict from seed to line."""
+    return runs.get(main_point(dataset, network, method), {})
+
+
+def over_networks(values, networks=SMALL):
+    """`Paired` of `values(network)` for each network, and `"all"` values together."""
+    found = {network: list(values(network)) for network in networks}
+    found["all"] = list(itertools.chain(*found.values()))
+    return {network: paired(pairs) for network, pairs in found.items()}
+
+
 def comparison(runs, dataset, method, base, value, networks=SMALL):
     """Paired differences of a method against another one: for each network, and `"all"` pairs together."""
-    found, together = {}, []
-    for network in networks:
-        pairs = differences(
+    return over_networks(
+        lambda network: differences(
             runs, main_point(dataset, network, method), main_point(dataset, network, base), value
-        )
-        found[network] = paired(pairs)
-        together += pairs
-    found["all"] = paired(together)
-    return found
+        ),
+        networks,
+    )
 
 
 def comparison_table(runs, dataset, base, value, methods, networks=SMALL):
@@ -193,8 +202,8 @@ def convergence_table(runs, dataset):
     for method in PAPER:
         cells, every = [], []
         for network in SMALL:
-            plain = runs.get(main_point(dataset, network, PLAIN), {})
-            lines = runs.get(main_point(dataset, network, method), {})
+            plain = runs_of(runs, dataset, network, PLAIN)
+            lines = runs_of(runs, dataset, network, method)
             epochs = [epochs_to(lines[s], end_of(plain[s])) for s in sorted(plain.keys() & lines.keys())]
             every += epochs
             cells.append(_epochs(epochs))
@@ -218,7 +227,7 @@ def stability_table(runs, dataset):
     for method in PAPER:
         tails, squares, freedom = [], 0.0, 0
         for network in SMALL:
-            lines = list(runs.get(main_point(dataset, network, method), {}).values())
+            lines = list(runs_of(runs, dataset, network, method).values())
             tails += [tail_spread(line) for line in lines]
             if len(lines) > 1:
                 finals = [test(line) for line in lines]
@@ -234,13 +243,11 @@ def ensemble_table(runs, dataset):
     """How much the mean of all exits beats the final exit."""
     rows = []
     for method in PAPER[1:]:
-        cells, every = [], []
-        for network in SMALL:
-            gains = [ensemble_gain(x) for x in runs.get(main_point(dataset, network, method), {}).values()]
-            every += gains
-            cells.append(signed(paired(gains)))
-        if every:
-            rows.append([method, *cells, signed(paired(every))])
+        found = over_networks(
+            lambda network, m=method: map(ensemble_gain, runs_of(runs, dataset, network, m).values())
+        )
+        if found["all"]:
+            rows.append([method, *(signed(found[column]) for column in (*SMALL, "all"))])
     return table(["method", *SMALL, "all"], rows) if rows else "No runs yet.\n"
 
 
@@ -293,77 +300,63 @@ def remedies_table(runs, dataset, network="ResNet10"):
     return table(header, rows) if rows else "No runs yet.\n"
 
 
-# Statements
+# Claims
 
 
-def judged(found, claim):
-    """A sentence that says whether a claim, that a difference is above 0, held."""
-    pooled = found["all"]
+def judged(pooled):
+    """What the differences of all networks together say of a claim that they are above 0."""
     if pooled is None:
-        return f"- *{claim}*: **not measured yet.**"
-    said = {1: "held", -1: "did not hold: the opposite did", 0: "not shown"}[pooled.verdict]
-    by_network = collections.Counter(f.verdict for n, f in found.items() if f and n != "all")
-    return (
-        f"- *{claim}*: **{said}** ({signed(pooled)} points over {pooled.count} pairs; of "
-        f"{sum(by_network.values())} networks above 0 in {by_network[1]}, below in {by_network[-1]}, "
-        f"open in {by_network[0]})."
-    )
+        return "not measured yet"
+    said = {1: "**held**", -1: "**the opposite**", 0: "not shown"}[pooled.verdict]
+    half = "" if math.isnan(pooled.half) else f" ± {pooled.half:.2f}"
+    return f"{said}: {pooled.mean:+.2f}{half}, p {pooled.p:.3f}, {pooled.count} pairs"
 
 
-def statements(runs, dataset):
-    """What the numbers say of each claim, for EED in both forms and BEED."""
+def claims(runs, dataset):
+    """The claims, each with a function from a method to the differences that have to be above 0."""
 
-    def against(method, base, value=test):
-        return comparison(runs, dataset, method, base, value)
+    def above(base, value=test):
+        return lambda method: comparison(runs, dataset, method, base, value)
 
-    for method in ("eed-mse", "eed-kl", "beed"):
-        yield judged(
-            against(method, PLAIN), f"{method} makes the network itself (final exit) better than plain"
-        )
-        yield judged(against(method, BASE), f"{method} beats cross-entropy exits at the final exit")
-        yield judged(
-            against(method, BASE, early_mean), f"{method} beats cross-entropy exits at the early exits"
-        )
-        for other in ("dbt", "byot"):
-            yield judged(against(method, other), f"{method} beats {other} at the final exit")
-        yield judged(
-            against(method, BASE, lambda line: test(line, ENSEMBLE)),
-            f"{method} beats cross-entropy exits in the ensemble",
-        )
-        yield judged(
-            against(method, PLAIN, lambda line: -tail_spread(line)),
-            f"{method} is steadier than the plain network over the last {TAIL} epochs",
-        )
-        yield judged(faster(runs, dataset, method), f"{method} reaches the plain network's accuracy sooner")
-    for method in ("eed-mse", "eed-kl"):
-        yield judged(against("beed", method), f"beed beats {method} at the final exit")
-    for method in ("cross-entropy", "eed-mse", "eed-kl", "beed"):
-        gains = {
-            network: [ensemble_gain(x) for x in runs.get(main_point(dataset, network, method), {}).values()]
-            for network in SMALL
-        }
-        found = {network: paired(values) for network, values in gains.items()}
-        found["all"] = paired(list(itertools.chain(*gains.values())))
-        yield judged(found, f"with {method} the ensemble beats the final exit, so that it can teach it")
+    return {
+        "the network itself, its exits taken off, is better than the plain one": above(PLAIN),
+        f"the final exit is better than with {BASE} exits": above(BASE),
+        f"the early exits are better than with {BASE} exits (mean)": above(BASE, early_mean),
+        f"the ensemble is better than that of {BASE} exits": above(BASE, lambda x: test(x, ENSEMBLE)),
+        "the final exit is better than with dbt": above("dbt"),
+        "the final exit is better than with byot": above("byot"),
+        "the final exit is better than with eed-mse": above("eed-mse"),
+        "the final exit is better than with eed-kl": above("eed-kl"),
+        "the ensemble is better than the final exit, and so can teach it": lambda method: over_networks(
+            lambda network: map(ensemble_gain, runs_of(runs, dataset, network, method).values())
+        ),
+        "it is sooner where the plain network ends (epochs)": lambda method: faster(runs, dataset, method),
+        f"it is steadier than the plain network over the last {TAIL} epochs": above(
+            PLAIN, lambda line: -tail_spread(line)
+        ),
+    }
+
+
+def claims_table(runs, dataset, methods=("eed-mse", "eed-kl", "beed")):
+    rows = [
+        [claim, *("–" if claim.endswith(f" {m}") else judged(found(m)["all"]) for m in methods)]
+        for claim, found in claims(runs, dataset).items()
+    ]
+    return table(["claim", *methods], rows)
 
 
 def faster(runs, dataset, method):
     """Epochs by which a method is sooner than plain where plain ends; never counts as one after the last."""
-    found, together = {}, []
-    for network in SMALL:
-        plain = runs.get(main_point(dataset, network, PLAIN), {})
-        lines = runs.get(main_point(dataset, network, method), {})
-        gains = []
+
+    def gains(network):
+        plain = runs_of(runs, dataset, network, PLAIN)
+        lines = runs_of(runs, dataset, network, method)
         for seed in sorted(plain.keys() & lines.keys()):
             goal = end_of(plain[seed])
             last = len(plain[seed]["validation"][FINAL])
-            gains.append(
-                min(epochs_to(plain[seed], goal), last) - min(epochs_to(lines[seed], goal), last + 1)
-            )
-        found[network] = paired(gains)
-        together += gains
-    found["all"] = paired(together)
-    return found
+            yield min(epochs_to(plain[seed], goal), last) - min(epochs_to(lines[seed], goal), last + 1)
+
+    return over_networks(gains)
 
 
 def missing(lines):
@@ -464,7 +457,7 @@ def _curves_picture(runs, dataset, folder):
     figure, axes = _axes(len(SMALL))
     for axis, network in zip(axes, SMALL, strict=True):
         for method in PAPER:
-            lines = list(runs.get(main_point(dataset, network, method), {}).values())
+            lines = list(runs_of(runs, dataset, network, method).values())
             if lines:
                 curve = 100 * np.mean([line["validation"][FINAL] for line in lines], axis=0)
                 axis.plot(range(1, len(curve) + 1), curve, linewidth=1, label=method)
@@ -548,7 +541,7 @@ def report(lines, folder=None):
         title = {"glyphs": "94 characters in unseen typefaces", "fashion_mnist": "Fashion-MNIST"}[dataset]
         parts += [
             f"\n## {title}\n\n### Which claims held\n",
-            *statements(runs, dataset),
+            claims_table(runs, dataset),
             "\n### Test accuracy\n",
             *accuracy_tables(runs, dataset),
             f"\n### Final exit against {BASE} exits, points\n",

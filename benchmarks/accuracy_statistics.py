@@ -72,9 +72,9 @@ class Paired(typing.NamedTuple):
         """1 where the difference is above 0, -1 below, 0 where the data do not say.
 
         The interval must leave out 0. Of six pairs or more the exact test must agree (p < 0.05): fewer
-        cannot reach that.
+        cannot reach that. Fewer than three say nothing.
         """
-        if math.isnan(self.half) or abs(self.mean) <= self.half or (self.count >= 6 and self.p >= 0.05):
+        if self.count < 3 or abs(self.mean) <= self.half or (self.count >= 6 and self.p >= 0.05):
             return 0
         return 1 if self.mean > 0 else -1
 

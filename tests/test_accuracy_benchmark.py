@@ -223,6 +223,7 @@ def test_verdict():
     assert accuracy_statistics.paired([-1.0, -1.2, -0.9, -1.1, -1.0]).verdict == -1
     assert accuracy_statistics.paired([1.0, -1.2, 0.9, -1.1, 1.0]).verdict == 0
     assert accuracy_statistics.paired([1.0]).verdict == 0, "one pair says nothing"
+    assert accuracy_statistics.paired([1.0, 1.0]).verdict == 0, "nor do two that agree by chance"
     assert accuracy_statistics.paired([]) is None
 
 
@@ -248,14 +249,21 @@ def synthetic(gain, seeds=accuracy.SEEDS, methods=("plain", "cross-entropy", "ee
     return lines
 
 
+def cell(text, claim, column):
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {claim} |"))
+    return row.split(" | ")[column]
+
+
 def test_report_says_what_the_numbers_say():
-    claim = "*eed-kl beats cross-entropy exits at the final exit*: "
-    assert claim + "**held**" in accuracy_report.report(synthetic(0.05))
-    assert claim + "**did not hold: the opposite did**" in accuracy_report.report(synthetic(-0.05))
-    assert claim + "**not shown**" in accuracy_report.report(synthetic(0.0))
+    final = "the final exit is better than with cross-entropy exits"
+    assert cell(accuracy_report.report(synthetic(0.05)), final, 2).startswith("**held**: +5.")
+    assert cell(accuracy_report.report(synthetic(-0.05)), final, 2).startswith("**the opposite**: -")
+    assert cell(accuracy_report.report(synthetic(0.0)), final, 2).startswith("not shown: ")
     text = accuracy_report.report(synthetic(-0.05, early=0.1))
-    assert "*eed-kl beats cross-entropy exits at the early exits*: **held**" in text
-    assert "*beed beats eed-kl at the final exit*: **not measured yet.**" in text
+    early = "the early exits are better than with cross-entropy exits (mean)"
+    assert cell(text, early, 2).startswith("**held**: ")
+    better = "the final exit is better than with eed-kl"
+    assert cell(text, better, 3).startswith("not measured yet") and cell(text, better, 2) == "–"
 
 
 def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
