@@ -545,7 +545,7 @@ def report(lines, folder=None):
             "\n### Test accuracy\n",
             *accuracy_tables(runs, dataset),
             f"\n### Final exit against {BASE} exits, points\n",
-            comparison_table(runs, dataset, BASE, test, PAPER),
+            comparison_table(runs, dataset, BASE, test, [m for m in PAPER if m != BASE]),
             "\n### Final exit against the plain network, points\n",
             comparison_table(runs, dataset, PLAIN, test, PAPER[1:]),
             f"\n### Mean of the early exits against {BASE} exits, points\n",
