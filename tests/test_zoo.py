@@ -43,7 +43,7 @@ def test_every_cell_of_the_smallest_of_a_family(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_networks_keep_their_values(name):
-    _, row = zoo.build(zoo.Network(name, count=2), "compute", "linear")
+    _, row = zoo.build(zoo.Network(name), "compute", "linear")
     assert zoo.faults(row) == []
 
 
