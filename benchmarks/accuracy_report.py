@@ -123,12 +123,16 @@ def plus_minus(values, digits=1):
     return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
+def p_value(p):
+    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
 def signed(found, digits=2):
     if found is None:
         return "–"
     half = "" if math.isnan(found.half) else f" ± {found.half:.{digits}f}"
     mark = {1: " ▲", -1: " ▼", 0: ""}[found.verdict]
-    return f"{found.mean:+.{digits}f}{half} (p {found.p:.3f}){mark}"
+    return f"{found.mean:+.{digits}f}{half} ({p_value(found.p)}){mark}"
 
 
 def accuracy_tables(runs, dataset):
@@ -309,7 +313,7 @@ def judged(pooled):
         return "not measured yet"
     said = {1: "**held**", -1: "**the opposite**", 0: "not shown"}[pooled.verdict]
     half = "" if math.isnan(pooled.half) else f" ± {pooled.half:.2f}"
-    return f"{said}: {pooled.mean:+.2f}{half}, p {pooled.p:.3f}, {pooled.count} pairs"
+    return f"{said}: {pooled.mean:+.2f}{half}, {p_value(pooled.p)}, {pooled.count} pairs"
 
 
 def claims(runs, dataset):
@@ -513,7 +517,7 @@ paired: the same seed means the same first weights and images. p is of the exact
 pairs it cannot be below 2/32 = 0.063, with the 20 pairs of all networks together it can. ▲ and ▼ mark
 differences whose interval leaves out 0, and whose p, where there are at least six pairs, is below 0.05.
 Many comparisons are shown, so about one in twenty of them would be marked by chance alone. The intervals
-tell of seeds (first weights, order, training images), not of other data sets.
+tell of seeds (first weights, order, training images) on these networks, not of other networks or data sets.
 """
 
 
