@@ -39,6 +39,7 @@ DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "accuracy.md"
 BASE = "cross-entropy"
 TAIL = 5  # epochs at the end whose spread is told
 FINAL, ENSEMBLE = "final", "ensemble"
+COLOURS = {method: f"C{i}" for i, method in enumerate(PAPER)}
 
 
 # Reading
@@ -441,6 +442,7 @@ def _gains_picture(runs, dataset, folder):
                     markersize=3,
                     capsize=2,
                     linewidth=1,
+                    color=COLOURS[method],
                     label=method,
                 )
         axis.set_xticks(range(len(names)), names, rotation=30)
@@ -464,7 +466,7 @@ def _curves_picture(runs, dataset, folder):
             lines = list(runs_of(runs, dataset, network, method).values())
             if lines:
                 curve = 100 * np.mean([line["validation"][FINAL] for line in lines], axis=0)
-                axis.plot(range(1, len(curve) + 1), curve, linewidth=1, label=method)
+                axis.plot(range(1, len(curve) + 1), curve, linewidth=1, color=COLOURS[method], label=method)
         axis.set_title(network)
         axis.set_xlabel("epoch")
     axes[0].set_ylabel("final exit, validation accuracy, %")
