@@ -185,8 +185,8 @@ def score(line):
 
 def searches(settings, rates=None):
     """The runs whose validation chooses the learning rate of a run."""
-    network = SEARCHED_ON[settings["network"]]
-    width, exits = SMALL[network]
+    network = SEARCHED_ON.get(settings["network"], settings["network"])
+    width, exits = {**SMALL, **FULL}[network]
     where = {"network": network, "width": width, "exits": 0 if settings["method"] == PLAIN else exits}
     tried = rates or RATES[network]
     return [{**settings, **SEARCH, **where, "rate": rate, "seed": SEARCH_SEED} for rate in tried]
