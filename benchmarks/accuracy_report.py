@@ -244,13 +244,15 @@ def stability_table(runs, dataset):
     return table(["method", "runs", f"over the last {TAIL} epochs", "over seeds"], rows)
 
 
+def ensemble_gains(runs, dataset, method):
+    return over_networks(lambda network: map(ensemble_gain, runs_of(runs, dataset, network, method).values()))
+
+
 def ensemble_table(runs, dataset):
     """How much the mean of all exits beats the final exit."""
     rows = []
     for method in PAPER[1:]:
-        found = over_networks(
-            lambda network, m=method: map(ensemble_gain, runs_of(runs, dataset, network, m).values())
-        )
+        found = ensemble_gains(runs, dataset, method)
         if found["all"]:
             rows.append([method, *(signed(found[column]) for column in (*SMALL, "all"))])
     return table(["method", *SMALL, "all"], rows) if rows else "No runs yet.\n"
@@ -332,8 +334,8 @@ def claims(runs, dataset):
         "the final exit is better than with byot": above("byot"),
         "the final exit is better than with eed-mse": above("eed-mse"),
         "the final exit is better than with eed-kl": above("eed-kl"),
-        "the ensemble is better than the final exit, and so can teach it": lambda method: over_networks(
-            lambda network: map(ensemble_gain, runs_of(runs, dataset, network, method).values())
+        "the ensemble is better than the final exit, and so can teach it": lambda method: ensemble_gains(
+            runs, dataset, method
         ),
         "it is sooner where the plain network ends (epochs)": lambda method: faster(runs, dataset, method),
         f"it is steadier than the plain network over the last {TAIL} epochs": above(
