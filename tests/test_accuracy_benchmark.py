@@ -66,7 +66,7 @@ def test_main_is_balanced_and_seed_major():
 
 
 def test_every_method_of_a_preset_can_be_made():
-    for name in ("main", "sizes", "remedies", "smoke", "paper"):
+    for name in accuracy.PRESETS:
         for job in accuracy.preset(name):
             assert job["method"] in accuracy_methods.METHODS
     assert tuple(accuracy_methods.PAPER) == accuracy.PAPER
@@ -275,9 +275,46 @@ def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
     with_stray = {**lines, key_of(stray["settings"]): stray}
     assert accuracy_report.report(with_stray) == accuracy_report.report(lines)
     runs = accuracy_report.reported(lines)
-    found = accuracy_report.comparison(runs, "glyphs", "eed-kl", "cross-entropy", accuracy_report.test)
+    found = accuracy_report.comparison(
+        runs, accuracy_report.GLYPHS, "eed-kl", "cross-entropy", accuracy_report.test
+    )
     assert found["all"].count == 20 and found["VGG11"].count == 5
     assert found["all"].mean == pytest.approx(5, abs=0.5)
+
+
+def screened(gains, networks=None, seeds=accuracy.SEEDS):
+    """Lines in which each method's final exit gains some points over plain's: on validation, and on test."""
+    lines = {}
+    methods = ["plain", "cross-entropy", "eed-kl", *gains]
+    for job in accuracy.preset("remedies", networks=networks, methods=methods, seeds=seeds):
+        settings = {**job, "rate": job["rate"] or middle(job)}
+        validation, tested = gains.get(settings["method"], (0, 0))
+        searched = settings["rate"] == middle(job)
+        line = line_for(settings, 0.8 + validation / 100 if searched else 0.1, settings["exits"])
+        line["test"]["last"] = {**line["test"]["last"], "final": 0.8 + tested / 100}
+        lines[key_of(settings)] = line
+    return accuracy_report.reported(lines)
+
+
+def test_remedies_are_ranked_by_validation_of_the_screened_seeds():
+    runs = screened({"eed-kl-better": (2, -3), "eed-kl-beta": (1, 4)})
+    _, _, *rows = accuracy_report.remedies_table(runs).splitlines()
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+    assert [row[0] for row in cells][:2] == ["eed-kl-better", "eed-kl-beta"]
+    assert [row[1] for row in cells] == ["6"] * 4, "two networks, three of the five seeds"
+    assert cells[0][2].startswith("+2.00") and cells[0][3].startswith("-3.00")
+    assert cells[1][5].startswith("+4.00"), "beside eed-kl"
+
+
+def test_finalists_are_judged_on_pairs_that_did_not_choose_them_too(monkeypatch):
+    monkeypatch.setattr(accuracy_report, "FINALISTS", ("eed-kl-better",))
+    runs = screened({"eed-kl-better": (2, 1)}, networks=list(accuracy.SMALL))
+    _, _, first, *_ = accuracy_report.finalists_table(runs).splitlines()
+    cells = [cell.strip() for cell in first.split("|")[1:-1]]
+    assert cells[:2] == ["eed-kl-better", "final exit − plain"] and cells[2].startswith("+1.00")
+    assert cells[3] == "20" and cells[5] == "14"
+    p = 5 * 2 / 2**14  # all signs agree; five questions are asked
+    assert float(cells[6]) == pytest.approx(p, abs=5e-4)
 
 
 def test_report_on_partial_data_says_what_is_missing(tmp_path):
