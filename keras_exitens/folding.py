@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 from keras_exitens.applications.grouped import GroupedConv2D
-from keras_exitens.graph import Graph, call_again
+from keras_exitens.graph import Graph, rebuilt
 
 __all__ = ["fold"]
 
@@ -44,13 +44,7 @@ def fold(model):
         given, layer = values[id(step.inputs[0])], folded[step.index]
         return given if layer is None else layer(given)
 
-    values = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in graph.inputs}
-    call_again(graph.steps, values, call)
-    return keras.Model(
-        keras.tree.map_structure(lambda t: values[id(t)], model.input),
-        keras.tree.map_structure(lambda t: values[id(t)], model.output),
-        name=model.name,
-    )
+    return rebuilt(graph, model.input, model.output, call, model.name)
 
 
 # Exact types: a subclass may do something else with its kernel.

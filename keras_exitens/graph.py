@@ -13,7 +13,16 @@ from keras import tree
 
 from keras_exitens.wrapping import call_arguments, unwrapped
 
-__all__ = ["Graph", "Step", "call_again", "inner_layers", "is_map", "nodes_between", "spatial_size"]
+__all__ = [
+    "Graph",
+    "Step",
+    "call_again",
+    "inner_layers",
+    "is_map",
+    "nodes_between",
+    "rebuilt",
+    "spatial_size",
+]
 
 NOMINAL_SIZE = 224  # pixels assumed where a model takes images of any size
 
@@ -196,6 +205,22 @@ def call_again(steps, values, call=Step.call):
     for step in steps:
         made = tree.flatten(call(step, values))
         values.update(zip((id(t) for t in step.outputs), made, strict=True))
+
+
+def rebuilt(graph, inputs, outputs, call, name=None):
+    """A functional model of a graph's steps on new inputs, where other operations may take their places.
+
+    Args:
+        graph: a `Graph`.
+        inputs, outputs: nested structures of tensors of the graph, which those of the model are like.
+        call: as of `call_again`.
+        name: str, of the model.
+    """
+    values = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in graph.inputs}
+    call_again(graph.steps, values, call)
+    return keras.Model(
+        *(tree.map_structure(lambda t: values[id(t)], s) for s in (inputs, outputs)), name=name
+    )
 
 
 def nodes_between(inputs, outputs):

@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras import layers, ops
 
 from keras_exitens.flattening import flatten
-from keras_exitens.graph import Graph, call_again
+from keras_exitens.graph import Graph, rebuilt
 
 __all__ = ["Normalization", "with_fused_normalization"]
 
@@ -96,6 +96,4 @@ def with_fused_normalization(model):
     def call(step, values):
         return step.call(values, made.get(id(step.operation)) if can_fuse(step) else None)
 
-    values = {id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, name=t.name) for t in graph.inputs}
-    call_again(graph.steps, values, call)
-    return keras.Model(*(keras.tree.map_structure(lambda t: values[id(t)], s) for s in (inputs, outputs)))
+    return rebuilt(graph, inputs, outputs, call)
