@@ -295,6 +295,25 @@ def ensemble_table(runs, section):
     return method_table(section, section.without(PLAIN), lambda m: ensemble_gains(runs, section, m))
 
 
+def teacher_table(runs, section):
+    """How much better than the final exit the teacher is on validation images, as the training goes on."""
+    marks = [1, 2, 3, 5, *range(10, MAIN["epochs"] + 1, 5)]
+    rows = []
+    for method, network in itertools.product(section.without(PLAIN, BASE, "dbt", "byot"), section.networks):
+        if lines := runs_of(runs, section, network, method).values():
+            curves = [
+                np.subtract(*(line["validation"][name] for name in (ENSEMBLE, FINAL))) for line in lines
+            ]
+            rows.append(
+                [method, network, *(f"{100 * np.mean([c[e - 1] for c in curves]):+.1f}" for e in marks)]
+            )
+    return (
+        table(["method", "network", *(f"epoch {epoch}" for epoch in marks)], rows)
+        if rows
+        else "No runs yet.\n"
+    )
+
+
 def sizes_table(runs, dataset="glyphs", network="ResNet10"):
     rows = []
     for size, epochs in SIZES:
@@ -638,6 +657,8 @@ def report(lines, folder=None):
             comparison_table(runs, section, BASE, lambda x: test(x, ENSEMBLE), taught),
             "\n### Ensemble minus final exit, points\n",
             ensemble_table(runs, section),
+            "\n### Ensemble minus final exit on validation images, by epoch, points (means over seeds)\n",
+            teacher_table(runs, section),
             "\n### Epochs until the final exit is where the plain network of the same seed ends (median)\n",
             convergence_table(runs, section),
             "\n### Spread of the final exit, points (standard deviation)\n",

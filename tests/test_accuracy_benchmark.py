@@ -32,7 +32,9 @@ def line_for(settings, accuracy_of_final=0.5, exits=3):
         "settings": settings,
         "exits": names,
         "diverged": False,
-        "validation": {name: [value / 2, value, value, value] for name, value in found.items()},
+        "validation": {
+            name: [value / 2, *[value] * (settings["epochs"] - 1)] for name, value in found.items()
+        },
         "training": {name: [value] for name, value in found.items()},
         "test": {"last": found, "best": found},
         "total_seconds": 1.0,
@@ -280,6 +282,17 @@ def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
     )
     assert found["all"].count == 20 and found["VGG11"].count == 5
     assert found["all"].mean == pytest.approx(5, abs=0.5)
+
+
+def test_the_lead_of_the_teacher_is_told_by_epoch():
+    lines = synthetic(0.0)
+    for line in lines.values():
+        line["validation"]["ensemble"] = [v + 0.03 for v in line["validation"]["final"]]
+        line["validation"]["ensemble"][4] -= 0.05
+    text = accuracy_report.teacher_table(accuracy_report.reported(lines), accuracy_report.GLYPHS)
+    header, _, *rows = text.splitlines()
+    assert "| epoch 3 | epoch 5 | epoch 10 |" in header and len(rows) == 4
+    assert all("| +3.0 | -2.0 | +3.0 |" in row for row in rows)
 
 
 def screened(gains, networks=None, seeds=accuracy.SEEDS):
