@@ -1,19 +1,20 @@
 """Chooses when to leave for three budgets, and checks the promise on images that chose nothing.
 
-Trains a small multi-exit network (or takes one that examples/train.py saved), collects what its exits say of
-the calibration images, and calibrates a policy for each budget: a drop in accuracy, a cost, and a drop in
-accuracy that holds with 95% confidence. Each policy is then run, image by image, on the test images. Written
-are a table, one page and one picture a budget, and the policies.
+Trains a small multi-exit network (or takes the one of a run of examples/train.py), collects what its exits
+say of the calibration images, and calibrates a policy for each budget: a drop in accuracy, a cost, and a drop
+in accuracy that holds with 95% confidence. Each policy is then run, image by image, on the test images.
+Written are a table, one page and one picture a budget, and the policies.
 
     python examples/calibrate.py
     python examples/calibrate.py --data fashion_mnist --train-limit 10000 --epochs 6 --width 0.125
-    python examples/calibrate.py --data fashion_mnist --model runs/my_run/best.keras
+    python examples/calibrate.py --run runs/my_run
 """
 
 import argparse
 import json
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -26,7 +27,7 @@ import keras_exitens as kx
 def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", default="digits", help="data set (see keras_exitens.data.load)")
-    parser.add_argument("--model", type=pathlib.Path, help="a saved distiller, in place of training one")
+    parser.add_argument("--run", type=pathlib.Path, help="folder of a run of train.py, in place of training")
     parser.add_argument("--train-limit", type=int, help="train on so many images only")
     parser.add_argument("--calibration", type=float, default=0.3, help="share of the images to calibrate on")
     parser.add_argument("--epochs", type=int, default=15)
@@ -38,7 +39,29 @@ def parse():
     parser.add_argument("--certified-drop", type=float, default=0.03)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=pathlib.Path, default=pathlib.Path("runs/calibrate"))
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.run:
+        own = ("data", "train_limit", "calibration", "epochs", "exits", "width")
+        given = [
+            f"--{name.replace('_', '-')}" for name in own if vars(args)[name] != parser.get_default(name)
+        ]
+        if given:
+            parser.error(
+                f"a run brings its data set, its parts and its network: leave out {', '.join(given)}"
+            )
+    return args
+
+
+def take_up(folder):
+    """The images of a run of train.py, cut as they were for it, and its best distiller."""
+    config, best = folder / "config.json", folder / "best.keras"
+    if not (config.exists() and best.exists()):
+        sys.exit(f"{folder} holds no run of examples/train.py that has finished an epoch: {best} is missing")
+    settings = json.loads(config.read_text())
+    keys = ("train_limit", "data_dir", "seed")
+    # The shares are those of train.py: a larger one would take in images that trained the network.
+    splits = kx.data.load(settings["data"], 64, **{key: settings[key] for key in keys})
+    return splits, keras.models.load_model(best)
 
 
 def train(args, splits):
@@ -55,11 +78,14 @@ def train(args, splits):
 
 def main():
     args = parse()
+    if args.run:
+        splits, distiller = take_up(args.run)
+    else:
+        parts = {"train_limit": args.train_limit, "calibration": args.calibration}
+        splits = kx.data.load(args.data, 64, **parts, seed=args.seed)
+        distiller = train(args, splits)
     args.folder.mkdir(parents=True, exist_ok=True)
-    splits = kx.data.load(
-        args.data, 64, train_limit=args.train_limit, calibration=args.calibration, seed=args.seed
-    )
-    model = (keras.models.load_model(args.model) if args.model else train(args, splits)).model
+    model = distiller.model
     cost = kx.cost(model)
     calibration = kx.collect(model, splits.calibration)
     calibration.save(args.folder / "calibration.npz")
@@ -87,7 +113,7 @@ def main():
         print(f"{name:32}{cells}   {', '.join(f'{s:.0%}' for s in found.shares)}")
         curve = kx.tradeoff(test, cost, args.policy, chosen_on=calibration, chosen=policy)
         curve.plot().savefig(args.folder / f"budget_{number}.png", dpi=130)
-        curve.to_html(args.folder / f"budget_{number}.html", images=images, title=f"{args.data}: {name}")
+        curve.to_html(args.folder / f"budget_{number}.html", images=images, title=f"{splits.name}: {name}")
         report[name] = {
             "calibration": policy.calibration,
             "test": {"multiply_adds": share, "accuracy": found.accuracy, "accuracy_drop": drop},

@@ -4,10 +4,10 @@ The defaults are the recipe of arXiv 2104.00299: SGD with momentum 0.9 and L2 we
 0.1 divided by ten after 75, 130 and 180 of 200 epochs (scaled to --epochs), batches of 128, padded crops and
 flips. A run that was stopped goes on with --resume, at the step of its last backup.
 
-    python examples/train.py --data cifar100 --network ResNet18
-    python examples/train.py --data fashion_mnist --network ResNet18 --width 0.125 --epochs 6
-    python examples/train.py --data fashion_mnist --objective none          # the network without exits
-    python examples/train.py --run runs/my_run --resume
+    python examples/train.py --data cifar100                    # the paper's 200 epochs: for a GPU
+    python examples/train.py --width 0.125 --epochs 8 --drops 0.5 0.8 --run runs/my_run   # minutes on a CPU
+    python examples/train.py --run runs/my_run --resume         # goes on with that one
+    python examples/train.py --width 0.125 --epochs 8 --drops 0.5 0.8 --objective none    # without exits
 
 The folder holds config.json, history.csv, best.keras (by validation accuracy of the final exit), last.keras,
 test.json, tensorboard/ and backup, for --resume.

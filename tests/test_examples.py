@@ -136,6 +136,27 @@ def test_calibrate_keeps_its_cost_on_the_test_images_and_writes_its_pages(tmp_pa
     assert len(keras_exitens.ExitRecords.load(tmp_path / "out/calibration.npz")) == 431
 
 
+def test_calibrate_takes_up_a_run_with_the_parts_that_it_was_trained_on(tmp_path):
+    train("--epochs", 1, "--run", "trained", cwd=tmp_path)
+    folder = tmp_path / "out"
+    run("calibrate.py", "--run", "trained", "--certified-drop", 0.2, "--folder", folder, cwd=tmp_path)
+    records = keras_exitens.ExitRecords.load(folder / "calibration.npz")
+    splits = keras_exitens.data.load("digits", 64)
+    model = keras.models.load_model(tmp_path / "trained/best.keras").model
+    expected = keras_exitens.collect(model, splits.calibration)
+    assert (records.labels == expected.labels).all()
+    np.testing.assert_allclose(records.logits, expected.logits, atol=1e-4)
+
+    refusals = {
+        "leave out --calibration": ["--run", "trained", "--calibration", 0.4],
+        "holds no run": ["--run", "nothing"],
+    }
+    for message, arguments in refusals.items():
+        done = run("calibrate.py", *arguments, "--folder", "refused", cwd=tmp_path, check=False)
+        assert done.returncode != 0 and message in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.slow
 def test_two_workers_train_together_and_the_search_finds_a_network(tmp_path):
     arguments = ["--width", 0.0625, "--epochs", 1, "--run", "job"]
