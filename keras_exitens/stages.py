@@ -47,8 +47,11 @@ def split(model: keras.Model, exits: Sequence[str] | None = None) -> tuple[Stage
     twice. A cut may carry several tensors. To run the chain, hand each stage what `carried` lists:
 
     ```python
-    values = dict.fromkeys(stages[0].inputs, images)
-    for stage in stages:
+    from keras_exitens.stages import handed_on, split
+
+    chain = split(model)
+    values = dict.fromkeys(chain[0].inputs, images)
+    for stage in chain:
         made = stage(values)
         logits = made["logits"]
         values = handed_on(values, made, stage.carried)

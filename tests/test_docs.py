@@ -103,7 +103,7 @@ def public_names():
     """Full names of the functions and classes that the package and its public modules offer."""
     modules = [name for name in kx.__all__ if isinstance(getattr(kx, name), types.ModuleType)]
     yield from (f"keras_exitens.{name}" for name in kx.__all__ if name not in modules)
-    for name in [*modules, "stages", "schedules"]:
+    for name in [*modules, "stages"]:
         module = importlib.import_module(f"keras_exitens.{name}")
         names = (inner for inner in module.__all__ if callable(getattr(module, inner)))
         yield from (f"keras_exitens.{name}.{inner}" for inner in names)
