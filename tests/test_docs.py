@@ -147,19 +147,28 @@ def benchmarks_page(monkeypatch):
 
 def test_benchmarks_page_has_every_script_and_what_was_measured(benchmarks_page, tmp_path):
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    (tmp_path / "benchmarks" / "scaling.py").write_text(
-        '"""What it measures.\n\n    python benchmarks/scaling.py\n"""\n'
+    (tmp_path / "benchmarks" / "training_speed.py").write_text(
+        '"""What it measures.\n\n    python benchmarks/training_speed.py\n"""\n'
     )
     page = benchmarks_page.make(tmp_path)
-    assert "```bash\npython benchmarks/scaling.py\n```" in page
+    assert "```bash\npython benchmarks/training_speed.py\n```" in page
     assert "No figures are kept" in page
-    (tmp_path / "benchmarks" / "results" / "scaling.json").write_text(
+    (tmp_path / "benchmarks" / "results" / "training_speed.json").write_text(
         '{"a step": {"two | one": {"median": 1.26, "low": 1.1, "high": 1.4}}, "keras": "3.15.1"}'
     )
     page = benchmarks_page.make(tmp_path)
     assert "| a step · two \\| one | 1.26 | 1.1 to 1.4 |" in page
     assert "keras 3.15.1" in page
     assert "No figures are kept" not in page
+
+
+def test_every_section_with_results_has_figures(benchmarks_page):
+    page = benchmarks_page.make(ROOT)
+    for name, title in benchmarks_page.TITLES.items():
+        section = page.partition(f"## {title}\n")[2].partition("\n## ")[0]
+        figures = section.partition("| ---")[2] or section.partition("kills, ")[2]
+        kept = (ROOT / "benchmarks" / "results" / f"{name}.json").exists()
+        assert bool(re.search(r"\d", figures)) == kept, section
 
 
 def test_benchmarks_page_knows_all_that_keep_figures(benchmarks_page):

@@ -1,8 +1,8 @@
 """The page of benchmarks, from the scripts in `benchmarks/` and what they measured, `benchmarks/results/`.
 
 A script's docstring says what it measures and gives its commands; `results/NAME.json` holds its figures.
-Every dict in it that has a `"median"` is a row of the table, wherever it stands. Where there is no file yet,
-the page says so.
+Every dict in it that has a `"median"` is a row of the table, wherever it stands; `TABLES` has the scripts
+that keep something else. Where there is no file yet, the page says so.
 """
 
 import ast
@@ -54,7 +54,7 @@ def section(title, script, results):
     picture = results.with_suffix(".png")
     if results.exists():
         report = json.loads(results.read_text())
-        lines += _kind(report)(report)
+        lines += TABLES.get(results.stem, medians)(report)
     else:
         lines.append("*No figures are kept of this script yet: run it to get them for your machine.*\n")
     if picture.exists():
@@ -73,10 +73,6 @@ def _document(script):
         else:
             blocks.append(block)
     return "\n\n".join(blocks)
-
-
-def _kind(report):
-    return build_scaling if {"runs", "exits"} <= set(report) else medians
 
 
 def medians(report):
@@ -128,6 +124,73 @@ def build_scaling(report):
         cells = " | ".join(_number(value) for value in seconds)
         lines.append(f"| {network} | {runs[0]['layers']} | {cells} | {len(runs)} |")
     return [*lines, ""]
+
+
+def kill_points(report):
+    different, arrays = len(report["arrays_that_differ"]), report["arrays"]
+    history = "the same" if report["history_equal"] else "NOT the same"
+    middle = sum(kill["in_a_backup"] for kill in report["kills"])
+    return [
+        f"{len(report['kills'])} kills, {middle} of them in the middle of a backup: of {arrays} arrays with "
+        f"{report['values']:,} values {different} differ; the history of {report['epochs']} epochs is "
+        f"{history}.\n"
+    ]
+
+
+def precision_accuracy(report):
+    lines = [
+        f"`{' '.join(report['settings'])}`; test accuracy in percent, mean (least to greatest) of the seeds.\n",
+        "| precision | seeds | final exit | ensemble | steps skipped by loss scaling, a run |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for precision, runs in report["runs"].items():
+        cells = []
+        for name in ("final", "ensemble"):
+            found = [100 * run["accuracy"][name] for run in runs.values()]
+            cells.append(f"{sum(found) / len(found):.1f} ({min(found):.1f} to {max(found):.1f})")
+        skipped = sum(run["skipped_steps"] for run in runs.values()) / len(runs)
+        lines.append(f"| {precision} | {len(runs)} | {' | '.join(cells)} | {_number(skipped)} |")
+    return [*lines, ""]
+
+
+def scaling(report):
+    settings = report["settings"]
+    lines = [
+        f"ResNet18 of width {settings['width']}, {settings['batch']} images a replica and step, medians; "
+        f"{settings['cores']} cores of {settings['machine']}.\n",
+        "| replicas | step, ms | least to greatest | summing the gradients, ms | images a second | rounds |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, runs in report["runs"].items():
+        steps = [1e3 * run["step"] for run in runs]
+        images = 1e3 * settings["batch"] * int(name.split()[0]) / _median(steps)
+        sums = _median([1e3 * run["sums"] for run in runs])
+        spread = f"{_number(min(steps))} to {_number(max(steps))}"
+        cells = (_number(_median(steps)), spread, _number(sums), _number(images), str(len(runs)))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "\nOn paper, not measured:\n",
+        "| network | GPUs | images a GPU | MB summed | compute, ms | sums, ms | efficiency |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in report["paper"]["rows"]:
+        cells = (
+            *(str(row[key]) for key in ("gpus", "rows_a_gpu")),
+            _number(row["bytes_summed"] / 1e6),
+            *(_number(1e3 * row[key]) for key in ("compute_seconds", "sums_seconds")),
+            f"{row['efficiency']:.0%}",
+        )
+        lines.append(f"| {row['network']} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+# Scripts whose results are no medians that stand as they are.
+TABLES = {
+    "build_scaling": build_scaling,
+    "kill_points": kill_points,
+    "precision_accuracy": precision_accuracy,
+    "scaling": scaling,
+}
 
 
 def _median(values):
