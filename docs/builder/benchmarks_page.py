@@ -139,7 +139,7 @@ def kill_points(report):
 
 def precision_accuracy(report):
     lines = [
-        f"`{' '.join(report['settings'])}`; test accuracy in percent, mean (least to greatest) of the seeds.\n",
+        f"`{' '.join(report['settings'])}`; test accuracy in percent, mean (least to greatest).\n",
         "| precision | seeds | final exit | ensemble | steps skipped by loss scaling, a run |",
         "| --- | ---: | ---: | ---: | ---: |",
     ]
