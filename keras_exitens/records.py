@@ -132,7 +132,7 @@ class ExitRecords:
             arrays["fingerprint"] = self.fingerprint
         partial = path.with_name(f"{path.name}.partial")
         with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **arrays)
         os.replace(partial, path)
 
     @classmethod
