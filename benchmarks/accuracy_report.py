@@ -115,6 +115,9 @@ def early_mean(line):
     return float(np.mean([test(line, name) for name in line["exits"][:-1]]))
 
 
+EITHER = {"final": test, "early exits": early_mean}
+
+
 def ensemble_gain(line):
     return test(line, ENSEMBLE) - test(line)
 
@@ -315,21 +318,19 @@ def teacher_table(runs, section):
 
 
 def sizes_table(runs, dataset="glyphs", network="ResNet10"):
+    methods = (BASE, "eed-kl", "eed-mse")
+    asked = [(method, PLAIN, "final", test) for method in methods]
+    asked += [(method, BASE, what, value) for what, value in EITHER.items() for method in methods[1:]]
     rows = []
     for size, epochs in SIZES:
+        points = {method: (dataset, network, method, size, epochs) for method in (PLAIN, *methods)}
         cells = [f"{size:,}", epochs]
-        for method in ("plain", "cross-entropy", "eed-kl", "eed-mse"):
-            lines = runs.get((dataset, network, method, size, epochs), {}).values()
-            cells.append(plus_minus([test(line) for line in lines]) if lines else "–")
-        for method in ("eed-kl", "eed-mse"):
-            for value in (test, early_mean):
-                first, second = ((dataset, network, m, size, epochs) for m in (method, BASE))
-                cells.append(signed(paired(differences(runs, first, second, value))))
+        for found in (runs.get(point, {}).values() for point in points.values()):
+            cells.append(plus_minus([test(line) for line in found]) if found else "–")
+        for method, base, _, value in asked:
+            cells.append(short(paired(differences(runs, points[method], points[base], value))))
         rows.append(cells)
-    header = ["images", "epochs", "plain", "cross-entropy", "eed-kl", "eed-mse"]
-    header += [
-        f"{method} − {BASE}, {what}" for method in ("eed-kl", "eed-mse") for what in ("final", "early exits")
-    ]
+    header = ["images", "epochs", PLAIN, *methods, *(f"{m} − {base}, {what}" for m, base, what, _ in asked)]
     return table(header, rows)
 
 
@@ -487,7 +488,12 @@ def pictures(runs, folder):
                 (_curves_picture(runs, section, folder), f"{section.title}: validation accuracy by epoch")
             )
     if any((p[3], p[4]) != (MAIN["train_size"], MAIN["epochs"]) for p in runs):
-        made.append((_sizes_picture(runs, folder), "gain by training images and epochs"))
+        made.append(
+            (
+                _sizes_picture(runs, folder),
+                "gain of the final exit over plain, by epochs and by training images",
+            )
+        )
     return made
 
 
@@ -563,28 +569,32 @@ def _sizes_picture(runs, folder, dataset="glyphs", network="ResNet10"):
     figure, axes = _axes(2, width=4.2)
     by_epochs = [p for p in SIZES if p[0] == MAIN["train_size"]]
     by_size = sorted({max((q for q in SIZES if q[0] == p[0]), key=lambda q: q[1]) for p in SIZES})
-    labelled = (
-        (axes[0], by_epochs, 1, f"epochs ({MAIN['train_size']:,} images)"),
-        (axes[1], by_size, 0, "training images (longest training of each)"),
+    panels = (
+        (axes[0], by_epochs, 1, f"epochs, of {MAIN['train_size']:,} training images"),
+        (axes[1], by_size, 0, f"training images, {' / '.join(str(epochs) for _, epochs in by_size)} epochs"),
     )
-    for axis, points, index, label in labelled:
+    for axis, points, index, label in panels:
         axis.axhline(0, color="0.6", linewidth=0.8)
-        for method, (what, value) in itertools.product(
-            ("eed-kl", "eed-mse"), (("final", test), ("early exits", early_mean))
-        ):
+        for shift, method in zip((0.97, 1, 1.03), (BASE, "eed-kl", "eed-mse"), strict=True):
             known = []
             for size_epochs in points:
-                mine, base = ((dataset, network, m, *size_epochs) for m in (method, BASE))
-                if found := paired(differences(runs, mine, base, value)):
-                    known.append(
-                        (size_epochs[index], found.mean, 0 if math.isnan(found.half) else found.half)
-                    )
+                mine, plain = ((dataset, network, m, *size_epochs) for m in (method, PLAIN))
+                if found := paired(differences(runs, mine, plain, test)):
+                    half = 0 if math.isnan(found.half) else found.half
+                    known.append((shift * size_epochs[index], found.mean, half))
             if known:
-                axis.errorbar(*zip(*known, strict=True), marker="o", capsize=2, label=f"{method}, {what}")
+                axis.errorbar(
+                    *zip(*known, strict=True), marker="o", capsize=2, color=COLOURS[method], label=method
+                )
         axis.set_xscale("log")
+        ticks = [size_epochs[index] for size_epochs in points]
+        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_xlabel(label)
-    axes[0].set_ylabel(f"test accuracy − {BASE}, points")
-    _legend(axes)
+    axes[0].set_yscale("symlog", linthresh=1)  # a short training costs ten points, a long one none
+    axes[0].set_ylabel(f"final exit − {PLAIN}, points")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[1].legend(fontsize=7)
     return _save(figure, folder, "accuracy_sizes.png")
 
 
