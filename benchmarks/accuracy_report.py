@@ -627,6 +627,10 @@ Small changes of EED and BEED, each meant to take away one reason why the final 
 lost, 3 seeds each, with a search of its learning rate as every method had. The best by validation images go
 into the main table, where half of the networks and two of the seeds had no part in the choice.
 """
+FINALISTS_INTRODUCTION = """\
+The pairs not screened are the networks and seeds that had no part in the choice; Holm's p takes into account
+that all these questions are asked of them. A candidate becomes an objective of the library if one of its
+gains has such a p below 0.05"""
 
 
 def report(lines, folder=None):
