@@ -398,7 +398,11 @@ def finalists_table(runs, section=GLYPHS):
         "pairs",
         "Holm's p of these",
     ]
-    return table(header, rows) if rows else "None was chosen yet.\n"
+    if not rows:
+        return "None was chosen yet.\n"
+    proved = sorted({row[0] for row in rows if float(row[-1]) < 0.05 and row[4].startswith("+")})
+    found = ", ".join(proved) or "none has"
+    return f"{FINALISTS_INTRODUCTION}: {found}.\n\n{table(header, rows)}"
 
 
 # Claims
