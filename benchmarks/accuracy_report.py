@@ -548,10 +548,12 @@ def _gains_picture(runs, section, folder):
 
 
 def _legend(axes):
+    """One legend under all axes: inside it would hide points."""
+    found = {}
     for axis in axes:
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize=6)
-            return
+        found.update(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if found:
+        axes[0].figure.legend(found.values(), found, loc="outside lower center", ncols=len(found), fontsize=8)
 
 
 def _curves_picture(runs, section, folder):
