@@ -1,6 +1,6 @@
 """Does exit-ensemble distillation do what the paper says? Trains every method on several networks and seeds.
 
-    python benchmarks/accuracy.py --preset main --dataset glyphs       # the main table; hours on one core
+    python benchmarks/accuracy.py --preset main                        # the main table; hours on one core
     python benchmarks/accuracy.py --preset sizes                       # more data, more epochs
     python benchmarks/accuracy.py --preset remedies                    # candidates for better objectives
     python benchmarks/accuracy.py --preset finalists                   # the best of these, in the main table

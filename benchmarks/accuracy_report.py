@@ -627,6 +627,10 @@ they tried. A search sees validation images alone. Seed 0 is left out: its test 
 while the recipe was made.
 """
 
+CHOSEN = f"""
+{" and ".join(FINALISTS)} are not of the papers. They were chosen among {len(REMEDIES)} candidates on six of
+these pairs; what remains when that is corrected for stands under [the finalists](#the-finalists).
+"""
 REMEDIES_INTRODUCTION = """\
 Small changes of EED and BEED, each meant to take away one reason why the final exit does not gain
 (`benchmarks/accuracy_methods.py` has the formulas), on the network where `eed-kl` gained and the one where it
@@ -665,6 +669,7 @@ def report(lines, folder=None):
         parts += [
             "### Which claims held\n",
             claims_table(runs, section),
+            CHOSEN if section == GLYPHS else "",
             "\n### Test accuracy\n",
             *accuracy_tables(runs, section),
             f"\n### Final exit against {BASE} exits, points\n",
