@@ -119,14 +119,17 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
         **recipe: entries of `MAIN`, in place of those of the preset.
     """
     wanted = {key: value for key, value in recipe.items() if value is not None}
-    small = {"ResNet10": SMALL["ResNet10"]}
     every = {**SMALL, **FULL}
+
+    def shapes(names):
+        return {network: every[network] for network in names}
+
     recipes, of_data, of_networks, of_methods, of_seeds, of_rates = {
         "main": ([MAIN], ["glyphs"], SMALL, PAPER, SEEDS, None),
         "sizes": (
             [{**MAIN, "train_size": size, "epochs": epochs} for size, epochs in SIZES],
             ["glyphs"],
-            small,
+            shapes(["ResNet10"]),
             (PLAIN, "cross-entropy", "eed-kl", "eed-mse"),
             SEEDS[:3],
             None,
@@ -134,7 +137,7 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
         "remedies": (
             [MAIN],
             ["glyphs"],
-            {network: SMALL[network] for network in SCREENED_ON},
+            shapes(SCREENED_ON),
             (PLAIN, "cross-entropy", "eed-mse", "eed-kl", *REMEDIES),
             SEEDS[:SCREENED],
             None,
@@ -143,7 +146,7 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
         "fashion": (
             [MAIN],
             ["fashion_mnist"],
-            {network: SMALL[network] for network in FASHION[0]},
+            shapes(FASHION[0]),
             FASHION[1],
             SEEDS[:3],
             None,
@@ -166,7 +169,7 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
         ),
     }[name]
     recipes = list({json.dumps({**r, **wanted}): {**r, **wanted} for r in recipes}.values())
-    networks = of_networks if networks is None else {network: every[network] for network in networks}
+    networks = of_networks if networks is None else shapes(networks)
     return list(
         seed_major(
             datasets or of_data,

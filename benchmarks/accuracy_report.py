@@ -12,7 +12,6 @@ import collections
 import itertools
 import math
 import pathlib
-import re
 import textwrap
 import typing
 
@@ -59,6 +58,11 @@ class Section(typing.NamedTuple):
 
     def without(self, *methods):
         return [method for method in self.methods if method not in methods]
+
+    @property
+    def ensemble_taught(self):
+        """The methods whose teacher is the ensemble."""
+        return self.without(PLAIN, BASE, "dbt", "byot")
 
 
 GLYPHS = Section("glyphs", "94 characters in unseen typefaces", tuple(SMALL), (*PAPER, *FINALISTS))
@@ -154,17 +158,17 @@ def p_value(p):
     return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def short(found):
-    """`signed` without p."""
-    return re.sub(r" \(p.*?\)", "", signed(found))
+def difference(found):
+    """Mean and half-width of a `Paired`."""
+    return f"{found.mean:+.2f}" + ("" if math.isnan(found.half) else f" ± {found.half:.2f}")
 
 
-def signed(found, digits=2):
+def signed(found, p=True):
+    """A difference, its p unless that is left out, and a mark where the data say which sign it has."""
     if found is None:
         return "–"
-    half = "" if math.isnan(found.half) else f" ± {found.half:.{digits}f}"
     mark = {1: " ▲", -1: " ▼", 0: ""}[found.verdict]
-    return f"{found.mean:+.{digits}f}{half} ({p_value(found.p)}){mark}"
+    return difference(found) + (f" ({p_value(found.p)})" if p else "") + mark
 
 
 def accuracy_tables(runs, section):
@@ -302,7 +306,7 @@ def teacher_table(runs, section):
     """How much better than the final exit the teacher is on validation images, as the training goes on."""
     marks = [1, 2, 3, 5, *range(10, MAIN["epochs"] + 1, 5)]
     rows = []
-    for method, network in itertools.product(section.without(PLAIN, BASE, "dbt", "byot"), section.networks):
+    for method, network in itertools.product(section.ensemble_taught, section.networks):
         if lines := runs_of(runs, section, network, method).values():
             curves = [
                 np.subtract(*(line["validation"][name] for name in (ENSEMBLE, FINAL))) for line in lines
@@ -328,19 +332,29 @@ def sizes_table(runs, dataset="glyphs", network="ResNet10"):
         for found in (runs.get(point, {}).values() for point in points.values()):
             cells.append(plus_minus([test(line) for line in found]) if found else "–")
         for method, base, _, value in asked:
-            cells.append(short(paired(differences(runs, points[method], points[base], value))))
+            cells.append(signed(paired(differences(runs, points[method], points[base], value)), p=False))
         rows.append(cells)
     header = ["images", "epochs", PLAIN, *methods, *(f"{m} − {base}, {what}" for m, base, what, _ in asked)]
     return table(header, rows)
 
 
+def screened(settings):
+    """Whether a run took part in the choice of the finalists."""
+    return settings["network"] in SCREENED_ON and settings["seed"] in SEEDS[:SCREENED]
+
+
+def only(runs, wanted):
+    """The runs for whose settings `wanted` holds."""
+    return {
+        point: {seed: line for seed, line in seeds.items() if wanted(line["settings"])}
+        for point, seeds in runs.items()
+    }
+
+
 def remedies_table(runs):
     """Each candidate on the screening networks: what validation says, which chooses, and what test says."""
     section = GLYPHS._replace(networks=SCREENED_ON)
-    runs = {
-        point: {s: line for s, line in seeds.items() if s in SEEDS[:SCREENED]}
-        for point, seeds in runs.items()
-    }
+    runs = only(runs, screened)
     rows = []
     for method in ("cross-entropy", "eed-mse", "eed-kl", *REMEDIES):
         validation = comparison(runs, section, method, PLAIN, lambda line: 100 * end_of(line))["all"]
@@ -355,7 +369,7 @@ def remedies_table(runs):
             ensemble_gains(runs, section, method)["all"],
         ]
         own = method in ("eed-mse", "eed-kl", BASE)
-        told = ["" if own and i == 3 else short(cell) for i, cell in enumerate(cells)]
+        told = ["" if own and i == 3 else signed(cell, p=False) for i, cell in enumerate(cells)]
         rows.append((validation.mean, [method, validation.count, *told]))
     header = ["method", "pairs", "**validation**, final − plain"]
     header += [f"test, final − plain, {network}" for network in section.networks]
@@ -373,22 +387,21 @@ def finalists_table(runs, section=GLYPHS):
         f"early exits − {BASE}": (BASE, early_mean),
         "early exits − eed-kl": ("eed-kl", early_mean),
     }
-    fresh = {
-        point: {
-            s: line for s, line in seeds.items() if point[1] not in SCREENED_ON or s not in SEEDS[:SCREENED]
-        }
-        for point, seeds in runs.items()
-    }
-    rows, p_values = [], []
+    fresh = only(runs, lambda settings: not screened(settings))
+    rows, unseen_pairs = [], []
     for method, (question, (base, value)) in itertools.product(FINALISTS, questions.items()):
         found, unseen = (comparison(r, section, method, base, value)["all"] for r in (runs, fresh))
         if found:
-            p_values.append(unseen.p if unseen else 1.0)
+            unseen_pairs.append(unseen)
             rows.append(
                 [method, question, signed(found), found.count, signed(unseen), unseen.count if unseen else 0]
             )
-    for row, p in zip(rows, holm(p_values), strict=True):
+    corrected = holm([unseen.p if unseen else 1.0 for unseen in unseen_pairs])
+    proved = set()
+    for row, unseen, p in zip(rows, unseen_pairs, corrected, strict=True):
         row.append(f"{p:.3f}")
+        if p < 0.05 and unseen.mean > 0:
+            proved.add(row[0])
     header = [
         "method",
         "difference",
@@ -400,9 +413,7 @@ def finalists_table(runs, section=GLYPHS):
     ]
     if not rows:
         return "None was chosen yet.\n"
-    proved = sorted({row[0] for row in rows if float(row[-1]) < 0.05 and row[4].startswith("+")})
-    found = ", ".join(proved) or "none has"
-    return f"{FINALISTS_INTRODUCTION}: {found}.\n\n{table(header, rows)}"
+    return f"{FINALISTS_INTRODUCTION}: {', '.join(sorted(proved)) or 'none has'}.\n\n{table(header, rows)}"
 
 
 # Claims
@@ -413,8 +424,7 @@ def judged(pooled):
     if pooled is None:
         return "not measured yet"
     said = {1: "**held**", -1: "**the opposite**", 0: "not shown"}[pooled.verdict]
-    half = "" if math.isnan(pooled.half) else f" ± {pooled.half:.2f}"
-    return f"{said}: {pooled.mean:+.2f}{half}, {p_value(pooled.p)}, {pooled.count} pairs"
+    return f"{said}: {difference(pooled)}, {p_value(pooled.p)}, {pooled.count} pairs"
 
 
 def claims(runs, section):
@@ -441,7 +451,7 @@ def claims(runs, section):
 
 
 def claims_table(runs, section):
-    methods = section.without(PLAIN, BASE, "dbt", "byot")
+    methods = section.ensemble_taught
     rows = [
         [claim, *("–" if claim.endswith(f" {m}") else judged(found(m)["all"]) for m in methods)]
         for claim, found in claims(runs, section).items()
