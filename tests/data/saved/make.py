@@ -2,8 +2,8 @@
 
     python tests/data/saved/make.py FOLDER
 
-Run with the commit whose formats are to be kept. What lies here was written by commit f422472 (0.1.0, before the
-package was divided into folders), Keras 3.15.1, TensorFlow 2.21.0.
+Run with the commit whose formats are to be kept. What lies here was written by commit f422472 (0.1.0, before
+the package was divided into folders), Keras 3.15.1, TensorFlow 2.21.0.
 """
 
 import json
@@ -15,8 +15,6 @@ import numpy as np
 
 import keras_exitens as kx
 from keras_exitens.applications.grouped import GroupedConv2D
-
-
 
 
 def network():
