@@ -25,7 +25,7 @@ test-lowest:
 
 # Builds sdist and wheel into dist/, and tries the wheel, without extras, in an environment made for that.
 wheel-test: $(READY)
-	$(BIN)/python tests/wheel.py --keep dist
+	$(BIN)/python tests/support/wheel.py --keep dist
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -255,7 +255,7 @@ def images_of(dataset, data_dir=None):
 
         found, classes, mirror = glyphs.load(data_dir), len(glyphs.CHARACTERS), False
     else:
-        from keras_exitens import parts, sources
+        from keras_exitens.data import parts, sources
 
         read = sources.read(dataset, data_dir)
         rows = parts.cut(len(read.train_images), validation=0.1, calibration=0.1, seed=0)
@@ -275,7 +275,7 @@ def pipelines(settings, data_dir=None):
     """The images of one run: training batches without end, their number an epoch, and the other parts."""
     import tensorflow as tf
 
-    from keras_exitens import batches
+    from keras_exitens.data import batches
 
     parts, classes, augment = images_of(settings["dataset"], data_dir)
     augment = {"auto": augment, "none": None}.get(settings["augment"], settings["augment"])

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_exitens import objectives
-from keras_exitens.objectives import softened_cross_entropy
+from keras_exitens.objectives.distances import softened_cross_entropy
 
 __all__ = ["METHODS", "PAPER", "REMEDIES", "OnlyBetter", "Ramp", "RunningLoss", "make"]
 

@@ -34,7 +34,9 @@ import tensorflow as tf
 from inference_speed import normalised, ratio
 
 import keras_exitens as kx
-from keras_exitens import freezing, runtime, scores
+from keras_exitens import _scores as scores
+from keras_exitens import runtime
+from keras_exitens._stages import freezing
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "deployment_speed.json"
 SHARES = (0.4, 0.3, 0.2, 0.1)

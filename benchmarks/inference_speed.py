@@ -218,9 +218,11 @@ def earlyon(python, batch, rounds):
         cases = [thresholds_for(stacked(model, x), SHARES["40/30/20/10"])[0]]
     calls = {}
     for name, flag in (("", False), (" optimized", True)):
-        early = kx.EarlyExit(model, kx.policies.MaxProbability(0.5), flag)
+        early = kx.EarlyExit(model, kx.policies.MaxProbability(0.5), optimize=flag)
         routed = tf.function(early.route, autograph=False)
-        never = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False), flag).route)
+        never = compiled(
+            kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False), optimize=flag).route
+        )
         calls[f"routed{name}"] = lambda routed=routed: [routed(x, tf.constant(case)) for case in cases]
         calls[f"full{name}"] = lambda never=never: never(x)
 

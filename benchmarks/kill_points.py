@@ -94,7 +94,7 @@ def state(folder):
 
 def backed_up(path):
     """The step of a backup, by the library's own reader."""
-    from keras_exitens import backup_file
+    from keras_exitens.callbacks import backup_file
 
     for file in (path, backup_file.previous_of(path)):
         if file.exists():

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 
 import keras_exitens as kx
-from keras_exitens.graph import Graph
+from keras_exitens._graph.dag import Graph
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "placement.md"
 BEGIN, END = "<!-- made by benchmarks/placement_table.py -->\n", "<!-- end -->\n"
@@ -44,7 +44,7 @@ def rows(network, exits):
     model = kx.add_exits(backbone, exits)
     costs = kx.cost(model)
     graph = Graph.of(backbone)
-    live = graph.live_after()
+    live = graph.live_after
     by_name = {step.operation.name: step for step in graph.steps}
     so_far = itertools.accumulate(costs.stages)
     early = zip(costs.names[:-1], so_far, costs.heads, costs.cumulative, strict=False)

@@ -41,8 +41,8 @@ import tensorflow as tf
 from measuring import Worker, in_turns, keeper, ratio
 
 import keras_exitens as kx
-from keras_exitens.graph import inner_layers
-from keras_exitens.layers import ExitLogits
+from keras_exitens._keras import inner_layers
+from keras_exitens._network.exit_logits import ExitLogits
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "training_speed.json"
 CLASSES = 100

@@ -107,7 +107,7 @@ def main():
     report = {}
     for number, (name, budget) in enumerate(budgets.items(), 1):
         policy = kx.calibrate(calibration, cost, policy=args.policy, seed=args.seed, **budget)
-        found = kx.EarlyExit(model, policy).summary(splits.test)
+        found = kx.EarlyExit(model, policy).benchmark(splits.test)
         share, drop = found.multiply_adds / found.full_multiply_adds, found.full_accuracy - found.accuracy
         cells = f"{share:15.1%}{found.accuracy:10.2%}{drop:8.2%}"
         print(f"{name:32}{cells}   {', '.join(f'{s:.0%}' for s in found.shares)}")
@@ -115,7 +115,7 @@ def main():
         curve.plot().savefig(args.folder / f"budget_{number}.png", dpi=130)
         curve.to_html(args.folder / f"budget_{number}.html", images=images, title=f"{splits.name}: {name}")
         report[name] = {
-            "calibration": policy.calibration,
+            "calibration": policy.calibration.to_dict(),
             "test": {"multiply_adds": share, "accuracy": found.accuracy, "accuracy_drop": drop},
             "policy": keras.saving.serialize_keras_object(policy),
         }

@@ -44,7 +44,7 @@ import numpy as np
 
 folder, images, results = sys.argv[1:]
 sys.path.insert(0, folder)
-import runtime
+import exitens_runtime as runtime
 
 network = runtime.load(folder)
 images = np.load(images)

@@ -103,7 +103,7 @@ def early_exit(model, splits):
     """What is left to compute when easy images leave early: calibrated on one part, run on the test part."""
     records = kx.collect(model, splits.calibration, verbose=0)
     policy = kx.calibrate(records, kx.cost(model), max_accuracy_drop=0.01)
-    found = kx.EarlyExit(model, policy).summary(splits.test)
+    found = kx.EarlyExit(model, policy).benchmark(splits.test)
     share = found.multiply_adds / found.full_multiply_adds
     return (
         f"{share:.0%} of the multiply-adds at {found.accuracy:.1%} accuracy (all: {found.full_accuracy:.1%})"

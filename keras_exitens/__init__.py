@@ -1,95 +1,42 @@
-"""Multi-exit networks for Keras, trained by exit-ensemble distillation."""
+"""Multi-exit networks for Keras, trained by exit-ensemble distillation.
 
-import importlib
-from typing import TYPE_CHECKING, Any
+Everything public is imported here, at once: so Keras knows the classes that it may have to load.
+"""
 
-from keras_exitens.registration import register_with_keras
+import importlib as _importlib
+import typing as _typing
+
+from keras_exitens import applications as applications
+from keras_exitens import callbacks as callbacks
+from keras_exitens import data as data
+from keras_exitens import layers as layers
+from keras_exitens import objectives as objectives
+from keras_exitens import optimizers as optimizers
+from keras_exitens import policies as policies
+from keras_exitens import runtime as runtime
+from keras_exitens import stages as stages
+from keras_exitens._attach.add_exits import add_exits as add_exits
+from keras_exitens._attach.add_exits import strip_exits as strip_exits
+from keras_exitens._calibration.calibrate import calibrate as calibrate
+from keras_exitens._calibration.collect import collect as collect
+from keras_exitens._calibration.records import ExitRecords as ExitRecords
+from keras_exitens._inference.early_exit import EarlyExit as EarlyExit
+from keras_exitens._network.costs import ExitCost as ExitCost
+from keras_exitens._network.costs import cost as cost
+from keras_exitens._network.exit_network import exit_features as exit_features
+from keras_exitens._network.exit_network import exit_names as exit_names
+from keras_exitens._reports.tradeoff import tradeoff as tradeoff
+from keras_exitens._stages.latency import measured_cost as measured_cost
+from keras_exitens._training.distiller import ExitEnsembleDistiller as ExitEnsembleDistiller
 
 __version__ = "0.1.0"
+__all__ = sorted([*(name for name in globals() if not name.startswith("_")), "tuner"])
 
-# Public name -> module that defines it. Loaded on first use (PEP 562), so that importing a light
-# module such as `keras_exitens.checks` loads neither Keras nor TensorFlow.
-_EXPORTS = {
-    "add_exits": "attach",
-    "strip_exits": "attach",
-    "exit_names": "attach",
-    "exit_features": "attach",
-    "cost": "costs",
-    "ExitCost": "costs",
-    "ExitEnsembleDistiller": "distiller",
-    "EarlyExit": "early_exit",
-    "measured_cost": "latency",
-    "ExitRecords": "records",
-    "collect": "collection",
-    "calibrate": "calibration",
-    "tradeoff": "tradeoffs",
-}
-_MODULES = ("applications", "callbacks", "data", "objectives", "optimizers", "policies", "runtime", "tuner")
+if _typing.TYPE_CHECKING:
+    from keras_exitens import tuner as tuner
+else:
 
-__all__ = [
-    "EarlyExit",
-    "ExitCost",
-    "ExitEnsembleDistiller",
-    "ExitRecords",
-    "add_exits",
-    "applications",
-    "calibrate",
-    "callbacks",
-    "collect",
-    "cost",
-    "data",
-    "exit_features",
-    "exit_names",
-    "measured_cost",
-    "objectives",
-    "optimizers",
-    "policies",
-    "runtime",
-    "strip_exits",
-    "tradeoff",
-    "tuner",
-]
-
-if TYPE_CHECKING:  # the same names for type checkers and editors, which do not run `__getattr__`
-    from keras_exitens import (
-        applications,
-        callbacks,
-        data,
-        objectives,
-        optimizers,
-        policies,
-        runtime,
-        tuner,
-    )
-    from keras_exitens.attach import add_exits, exit_features, exit_names, strip_exits
-    from keras_exitens.calibration import calibrate
-    from keras_exitens.collection import collect
-    from keras_exitens.costs import ExitCost, cost
-    from keras_exitens.distiller import ExitEnsembleDistiller
-    from keras_exitens.early_exit import EarlyExit
-    from keras_exitens.latency import measured_cost
-    from keras_exitens.records import ExitRecords
-    from keras_exitens.tradeoffs import tradeoff
-
-register_with_keras()
-
-
-if not TYPE_CHECKING:  # with this function in sight, type checkers would take any name for a public one
-
-    def __getattr__(name: str) -> Any:
-        if name in __all__ and name != "runtime":
-            # Before any module that imports it: once Keras is there, all modules with registered classes are
-            # imported, and none of them may be half imported then.
-            importlib.import_module("keras")
-        if name in _EXPORTS:
-            value = getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
-        elif name in _MODULES:
-            value = importlib.import_module(f"{__name__}.{name}")
-        else:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        globals()[name] = value
-        return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __getattr__(name: str) -> _typing.Any:
+        if name == "tuner":  # it is a subclass of what KerasTuner, an optional package, defines
+            return _importlib.import_module("keras_exitens.tuner")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,8 +4,8 @@ from typing import Any
 
 import keras
 
-from keras_exitens import checks
-from keras_exitens.hints import Tensor
+from keras_exitens import _checks as checks
+from keras_exitens._types import Tensor
 
 __all__ = ["SGD"]
 

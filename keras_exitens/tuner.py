@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from keras_exitens import checks, objectives
-from keras_exitens.attach import add_exits, exit_names
-from keras_exitens.costs import cost
-from keras_exitens.distiller import ExitEnsembleDistiller
+from keras_exitens import _checks as checks
+from keras_exitens import objectives
+from keras_exitens._attach.add_exits import add_exits
+from keras_exitens._network.costs import cost
+from keras_exitens._network.exit_network import exit_names
+from keras_exitens._training.distiller import ExitEnsembleDistiller
+from keras_exitens._types import Logs
 
 if TYPE_CHECKING:
     import keras_tuner
@@ -150,11 +153,11 @@ class ExitHyperModel(keras_tuner.HyperModel):
         callbacks = [_LogTradeoff(), *(callbacks or ())]  # first: the tuner's own callbacks read it
         return model.fit(*args, callbacks=callbacks, **kwargs)
 
-    def _chosen(self, hp, name):
+    def _chosen(self, hp: keras_tuner.HyperParameters, name: str) -> Any:
         values = self.choices[name]
         return values[0] if len(values) == 1 else hp.Choice(name, list(values))
 
-    def _number(self, hp, name, objective=None):
+    def _number(self, hp: keras_tuner.HyperParameters, name: str, objective: str | None = None) -> float:
         low, high = self.ranges[name]
         owners = [o for o in self.choices["objective"] if name in _OBJECTIVES[o][1]]
         if low == high or (objective is not None and not owners):
@@ -165,20 +168,20 @@ class ExitHyperModel(keras_tuner.HyperModel):
             value = hp.Float(name, low, high, sampling="log")
         return value if objective in owners else low
 
-    def _check_names(self, hp):
+    def _check_names(self, hp: keras_tuner.HyperParameters) -> None:
         known = {*_CHOICES, *_RANGES, _NETWORK}
         foreign = [name for name in hp.values if name not in known and not name.startswith("tuner/")]
         if foreign:
             raise _other_project(f"hyperparameters among {sorted(known)}", f"{foreign}")
 
-    def _check_network(self, hp, network):
+    def _check_network(self, hp: keras_tuner.HyperParameters, network: str) -> None:
         """Keeps with the trials which network they are of: those of another one say nothing here."""
         found = hp.Fixed(_NETWORK, network)
         if found != network:
             raise _other_project(f"trials of {network}", f"trials of {found}")
 
 
-def _other_project(expected, received):
+def _other_project(expected: str, received: str) -> Exception:
     return checks.error(
         "The folder of the tuner holds the search of another project.",
         expected=expected,
@@ -213,18 +216,18 @@ def tradeoff_area(accuracies: Sequence[float], costs: Sequence[float], budget: f
 
 
 class _LogTradeoff(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         network = cost(self.model.model)
         self._costs, self._budget = network.cumulative, network.backbone
         self._names = exit_names(self.model.model)
 
-    def on_epoch_end(self, epoch, logs=None):
-        found = [logs.get(f"val_{name}_accuracy") for name in self._names]
-        if None not in found:
-            logs["val_tradeoff"] = tradeoff_area(found, self._costs, self._budget)
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        wanted = [f"val_{name}_accuracy" for name in self._names]
+        if logs is not None and all(name in logs for name in wanted):
+            logs["val_tradeoff"] = tradeoff_area([logs[name] for name in wanted], self._costs, self._budget)
 
 
-def _several(name, value):
+def _several(name: str, value: Any) -> tuple[Any, ...]:
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if not values:
         raise checks.error(
@@ -236,7 +239,7 @@ def _several(name, value):
     return values
 
 
-def _range(name, value):
+def _range(name: str, value: Any) -> tuple[float, float]:
     low, high = value if isinstance(value, list | tuple) and len(value) == 2 else (value, value)
     highest = 1 if name == "teacher_weight" else None
     for bound in (low, high):

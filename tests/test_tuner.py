@@ -10,44 +10,13 @@ import sys
 import keras
 import numpy as np
 import pytest
+import searches
 from keras import layers
+from searches import GOAL, backbone, data, search, space
 
 import keras_exitens as kx
 
 keras_tuner = pytest.importorskip("keras_tuner")
-
-GOAL = keras_tuner.Objective("val_tradeoff", "max")
-
-
-def backbone():
-    return keras.Sequential(
-        [
-            keras.Input((8, 8, 1)),
-            layers.Conv2D(4, 3, padding="same", activation="relu"),
-            layers.Conv2D(4, 3, 2, padding="same", activation="relu"),
-            layers.Conv2D(8, 3, 2, padding="same", activation="relu"),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(3, activation="softmax"),
-        ]
-    )
-
-
-def space(**options):
-    fixed = {"exits": 1, "head": "linear", "placement": "compute", "learning_rate": 0.05}
-    return kx.tuner.ExitHyperModel(backbone, **{**fixed, "objective": ["eed", "dbt"], **options})
-
-
-def data(rows=24):
-    rng = np.random.default_rng(0)
-    y = np.arange(rows) % 3
-    return (rng.normal(size=(rows, 8, 8, 1)) + y[:, None, None, None]).astype("float32"), y
-
-
-def search(tuner, **options):
-    x, y = data()
-    tuner.search(x, y, validation_data=(x, y), epochs=1, verbose=0, **options)
-    return tuner
-
 
 TUNERS = {
     "random": lambda s, **o: keras_tuner.RandomSearch(s, GOAL, max_trials=2, **o),
@@ -249,10 +218,10 @@ def test_half_precisions_are_searched_too(precision, tmp_path):
 
 WORKER = """
 import sys
-import test_tuner as t
-import keras_tuner
+import keras_tuner, searches
 options = {"directory": sys.argv[1], "project_name": "p", "seed": 1}
-found = t.search(keras_tuner.RandomSearch(t.space(), t.GOAL, max_trials=4, **options))
+tuner = keras_tuner.RandomSearch(searches.space(), searches.GOAL, max_trials=4, **options)
+found = searches.search(tuner)
 print("trials of", found.tuner_id, len(found.oracle.get_best_trials(9)))
 """
 
@@ -261,8 +230,8 @@ print("trials of", found.tuner_id, len(found.oracle.get_best_trials(9)))
 def test_a_chief_and_two_workers_share_a_search(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    here = pathlib.Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    support = pathlib.Path(searches.__file__).parent
+    paths = os.pathsep.join([str(support), str(support.parents[1]), os.environ.get("PYTHONPATH", "")])
     shared = {"KERASTUNER_ORACLE_IP": "127.0.0.1", "KERASTUNER_ORACLE_PORT": str(port), "PYTHONPATH": paths}
     processes = []
     for name in ("chief", "worker-0", "worker-1"):

@@ -27,17 +27,17 @@ _FACTS = ("machine", "processor", "cores", "tensorflow", "keras", "torch", "date
 _HEAD = """\
 # Benchmarks
 
-Each section is one script of `benchmarks/`: what it measures, the command, and the figures of its last run
-that is kept in the repository. Nothing on this page is written by hand: it is made from these files when the
-site is built. Medians stand with the least and the greatest value of the rounds; on a machine shared with
-others, ratios of things timed in turns are steadier than times.
+Each section is one script of `benchmarks/`: what it measures, the command, and the figures of the last run
+kept in the repository. The page is made from these files when the site is built; nothing is written by hand.
+Medians stand with the least and the greatest value of the rounds. On a machine shared with others, ratios of
+things timed in turns are steadier than times.
 {accuracy}"""
 
 
 def make(root):
     """The page as Markdown. `root` is the folder of the repository."""
     accuracy = (
-        "\nThe accuracy of what is trained has a page of its own: [accuracy](accuracy.md).\n"
+        "\nThe accuracy after training has its own page: [accuracy](accuracy.md).\n"
         if (root / "docs" / "accuracy.md").exists()
         else ""
     )
@@ -56,7 +56,7 @@ def section(title, script, results):
         report = json.loads(results.read_text())
         lines += TABLES.get(results.stem, medians)(report)
     else:
-        lines.append("*No figures are kept of this script yet: run it to get them for your machine.*\n")
+        lines.append("*No figures are kept of this script yet. Run it to get them for your machine.*\n")
     if picture.exists():
         lines.append(f"![{title}](results/{picture.name})\n")
     return "\n".join(lines)

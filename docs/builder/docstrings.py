@@ -1,8 +1,7 @@
 """What the docstrings need before they are read as text, without importing the library.
 
-A griffe extension. It gives the names of `keras_exitens.__all__`, which are imported on first use only,
-their place in the package; fills the words that `applications.arguments.documented` fills when the library
-runs; and gives each of several arguments that are described together a line of its own.
+A griffe extension. It fills the words that `applications.arguments.documented` fills when the library runs,
+and gives each of several arguments that are described together a line of its own.
 """
 
 import ast
@@ -19,8 +18,6 @@ class Docstrings(griffe.Extension):
     def on_package(self, *, pkg, loader, **kwargs):
         if pkg.name != "keras_exitens":
             return
-        for name, module in _literal(pkg, "_EXPORTS").items():
-            pkg.set_member(name, griffe.Alias(name, f"{pkg.name}.{module}.{name}"))
         shared = _literal(pkg["applications.arguments"], "_SHARED")
         for docstring in _docstrings(pkg):
             for word, text in shared.items():

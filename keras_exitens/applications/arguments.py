@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import keras
 
-from keras_exitens import checks
+from keras_exitens import _checks as checks
 
 __all__ = ["documented", "image_input", "whole_number"]
 
@@ -51,7 +51,7 @@ def documented(network: _Network) -> _Network:
     return network
 
 
-def whole_number(argument, value, low):
+def whole_number(argument: str, value: Any, low: int) -> int:
     """Returns `value` as an `int` when it is a whole number, at least `low`, else raises `ValueError`."""
     checks.number(argument, value, low=low)
     if value != int(value):
@@ -64,7 +64,7 @@ def whole_number(argument, value, low):
     return int(value)
 
 
-def image_input(input_shape, classes, width, halvings):
+def image_input(input_shape: Any, classes: int, width: float, halvings: int) -> keras.KerasTensor:
     """Checks the arguments that all networks share and makes their input.
 
     Each halving rounds up, so any image would pass through; one is refused as too small when its

@@ -6,9 +6,13 @@ one pixel on every side, where Keras's `"same"` would pad an even-sized map at t
 only: the sampling points would be shifted by a pixel against the 1×1 shortcut beside it.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 from keras import layers
 
+from keras_exitens._types import Tensor
 from keras_exitens.applications.grouped import GroupedConv2D
 
 __all__ = [
@@ -23,17 +27,17 @@ __all__ = [
 ]
 
 
-def scaled(channels, width, multiple=1):
+def scaled(channels: int, width: float, multiple: int = 1) -> int:
     """`channels * width` rounded to the nearest positive multiple of `multiple`."""
     return multiple * max(1, int(channels * width / multiple + 0.5))
 
 
-def channel_axis():
+def channel_axis() -> int:
     """The axis of the channels in an image batch, by `keras.config.image_data_format()`."""
     return -1 if keras.config.image_data_format() == "channels_last" else 1
 
 
-def conv(x, filters, kernel_size, *, stride=1, groups=1, name):
+def conv(x: Tensor, filters: int, kernel_size: int, *, stride: int = 1, groups: int = 1, name: str) -> Tensor:
     """A convolution without bias, He-normal, symmetrically padded: output side `ceil(side / stride)`.
 
     Args:
@@ -64,19 +68,30 @@ def conv(x, filters, kernel_size, *, stride=1, groups=1, name):
     )(x)
 
 
-def bn_relu(x, *, relu=True, name):
+def bn_relu(x: Tensor, *, relu: bool = True, name: str) -> Tensor:
     """BatchNorm, then ReLU unless `relu` is false; the layers are `{name}_bn` and `{name}_relu`."""
     x = layers.BatchNormalization(channel_axis(), momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
     return layers.ReLU(name=f"{name}_relu")(x) if relu else x
 
 
-def conv_bn_relu(x, filters, kernel_size, *, stride=1, groups=1, relu=True, name):
+def conv_bn_relu(
+    x: Tensor,
+    filters: int,
+    kernel_size: int,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    relu: bool = True,
+    name: str,
+) -> Tensor:
     """`conv`, BatchNorm and, unless `relu` is false, ReLU. Arguments and result as for `conv`."""
     x = conv(x, filters, kernel_size, stride=stride, groups=groups, name=name)
     return bn_relu(x, relu=relu, name=name)
 
 
-def residual_block(x, channels, stride, *, expansion=None, groups=1, name):
+def residual_block(
+    x: Tensor, channels: int, stride: int, *, expansion: float | None = None, groups: int = 1, name: str
+) -> Tensor:
     """The block of ResNet and ResNeXt: `relu(F(x) + shortcut(x))`.
 
     `F` is two 3×3 convolutions (basic block), or with `expansion` 1×1, 3×3, 1×1 (bottleneck), each
@@ -109,7 +124,9 @@ def residual_block(x, channels, stride, *, expansion=None, groups=1, name):
     return layers.ReLU(name=f"{name}_out")(x)
 
 
-def residual_stages(x, depths, channels, block):
+def residual_stages(
+    x: Tensor, depths: Sequence[int], channels: Sequence[int], block: Callable[..., Tensor]
+) -> Tensor:
     """Stages of residual blocks; each stage but the first begins by halving the resolution.
 
     Args:
@@ -128,7 +145,7 @@ def residual_stages(x, depths, channels, block):
     return x
 
 
-def classify(x, classes, activation):
+def classify(x: Tensor, classes: int, activation: Any) -> Tensor:
     """Global average pooling (`avg_pool`) and the `Dense` classifier (`predictions`).
 
     Args:

@@ -5,6 +5,8 @@ import functools
 import keras
 import tensorflow as tf
 
+from keras_exitens._types import Tensor
+
 __all__ = ["GroupedConv2D"]
 
 
@@ -18,7 +20,7 @@ class GroupedConv2D(keras.layers.Conv2D):
     results are those of `keras.layers.Conv2D`.
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         if self.data_format != "channels_last" or not _kernel_works():
             return super().convolution_op(inputs, kernel)
         return tf.nn.convolution(
@@ -27,7 +29,7 @@ class GroupedConv2D(keras.layers.Conv2D):
 
 
 @functools.cache
-def _kernel_works():
+def _kernel_works() -> bool:
     """Whether this TensorFlow convolves in groups, and differentiates that, on this machine's CPU."""
     if tf.config.list_logical_devices("GPU"):
         return True

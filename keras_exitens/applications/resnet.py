@@ -7,7 +7,7 @@ stride, as in torchvision.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -18,17 +18,17 @@ __all__ = ["ResNet18", "ResNet34", "ResNet50", "ResNet101", "build_resnet"]
 
 
 def build_resnet(
-    depths,
-    channels,
+    depths: Sequence[int],
+    channels: Sequence[int],
     *,
-    expansion=None,
-    groups=1,
-    input_shape,
-    classes,
-    classifier_activation,
-    width,
-    name,
-):
+    expansion: float | None = None,
+    groups: int = 1,
+    input_shape: Any,
+    classes: int,
+    classifier_activation: Any,
+    width: float,
+    name: str,
+) -> keras.Model:
     """Builds a ResNet or ResNeXt: a 64-channel 3×3 stem, stages of residual blocks, the classifier.
 
     Args:

@@ -11,7 +11,7 @@ convolutions have biases, which the BatchNorm after each cancels and which are l
 pooling rounds odd sizes up instead of down, so that images from 17 pixels on can be used.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -24,7 +24,14 @@ __all__ = ["VGG11", "VGG13", "VGG16", "VGG19"]
 _CHANNELS = (64, 128, 256, 512, 512)
 
 
-def _vgg(depths, input_shape, classes, classifier_activation, width, name):
+def _vgg(
+    depths: Sequence[int],
+    input_shape: Any,
+    classes: int,
+    classifier_activation: Any,
+    width: float,
+    name: str,
+) -> keras.Model:
     """A VGG whose stage i has `depths[i]` 3×3 convolutions and ends in a 2×2 max-pooling."""
     image = arguments.image_input(input_shape, classes, width, halvings=len(depths))
     x = image

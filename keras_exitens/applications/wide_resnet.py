@@ -10,13 +10,14 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_exitens import checks
+from keras_exitens import _checks as checks
+from keras_exitens._types import Tensor
 from keras_exitens.applications import arguments, blocks
 
 __all__ = ["WideResNet", "WideResNet16_4", "WideResNet28_10"]
 
 
-def _preactivation_block(x, channels, stride, *, name):
+def _preactivation_block(x: Tensor, channels: int, stride: int, *, name: str) -> Tensor:
     """`x + F(x)`, `F` being BatchNorm, ReLU, 3×3 convolution, twice; see `blocks.residual_block`."""
     y = blocks.bn_relu(x, name=f"{name}_preact")
     if stride != 1 or x.shape[blocks.channel_axis()] != channels:
@@ -26,7 +27,7 @@ def _preactivation_block(x, channels, stride, *, name):
     return layers.Add(name=f"{name}_add")([y, x])
 
 
-def _blocks_per_stage(depth):
+def _blocks_per_stage(depth: int) -> int:
     """The n of `depth = 6n + 4`."""
     checks.number("depth", depth)
     n = max(1, int((depth - 4) // 6))

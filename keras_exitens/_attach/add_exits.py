@@ -1,0 +1,228 @@
+"""Attaches exits to a network, and takes them off again."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Literal
+
+import keras
+from keras import layers
+
+from keras_exitens import _checks as checks
+from keras_exitens._attach.heads import HEADS, apply_head
+from keras_exitens._attach.placement import place
+from keras_exitens._graph.dag import Graph, Shape, is_map, spatial_size
+from keras_exitens._graph.flattening import flatten
+from keras_exitens._keras import is_functional
+from keras_exitens._network.classifier import find_classifier, last_map
+from keras_exitens._network.costs import cost
+from keras_exitens._network.exit_logits import ExitLogits, data_format_of
+from keras_exitens._network.exit_network import FINAL, ExitNetwork
+
+__all__ = ["add_exits", "strip_exits"]
+
+
+def add_exits(
+    model: keras.Model,
+    exits: int | list[str] | tuple[str, ...] = 3,
+    *,
+    placement: Literal["compute", "stage"] = "compute",
+    head: Literal["bottleneck", "conv", "separable", "linear"] | Callable[..., Any] = "bottleneck",
+    name: str | None = None,
+) -> keras.Model:
+    """Turns an image classification network into a multi-exit network.
+
+    The layers of `model` are shared, not copied: building changes nothing in `model`, and training the
+    result trains `model`. Each exit is a small head on an inner feature map that leads to a feature of the
+    same width D as the one that enters the network's own classifier, and a classifier of its own. What
+    changes layers, such as `quantize("int8")`, changes those of `model` too: save the result, and change
+    a copy that was loaded.
+
+    Args:
+        model: a functional or built Sequential `keras.Model` with one image input and one output of class
+            scores: softmax, log-softmax or logits, or a single sigmoid unit (taken as the two logits
+            `[0, z]`). Nested models are made flat.
+        exits: int, the number of early exits, 0 for the network alone (a baseline that is trained in the
+            same way); or a list of layer names, in order. Layer `b` of a nested model `a` is `"a/b"`.
+        placement: where a number of exits go. `"compute"` (default): at the cuts that split the network's
+            multiply-adds most evenly; of cuts within 2 % of each other, where the tensors are few and small.
+            `"stage"`: at the last map of each spatial resolution.
+        head: `"bottleneck"` (default: 1×1, strided 3×3 and 1×1 convolution with an inner width of a
+            quarter), `"conv"` (3×3 convolutions, as in the paper), `"separable"` (depthwise 3×3 and 1×1),
+            `"linear"` (global pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a
+            map or a vector as KerasTensor, where `width` is the channel count of the last feature map.
+            Convolutional heads have one stride-2 block for each halving of the resolution that remains.
+        name: str, name of the result; by default the name of `model` with `_exits` added.
+
+    Returns:
+        A functional `keras.Model` whose output is a dict `{"exit_1", ..., "final"}` of float32 logits, each
+        `(batch, classes)`.
+
+    Raises:
+        TypeError: `model` is not a functional model.
+        ValueError: `model` is not a single-label image classifier; there is no such layer, or no exit can
+            stand there; exits repeated or out of order; more exits than the network has places for; an
+            unknown `placement` or `head`.
+
+    Example:
+
+    ```python
+    backbone = keras.applications.ResNet50(weights=None, classes=100, input_shape=(64, 64, 3))
+    model = kx.add_exits(backbone, exits=3)
+    model(images)["exit_1"]
+    ```
+
+    Reference: Lee & Lee, Students are the Best Teacher: Exit-Ensemble Distillation with Multi-Exits,
+    arXiv 2104.00299.
+    """
+    _check_backbone(model)
+    if not callable(head):
+        checks.one_of("head", head, tuple(HEADS))
+    flat = flatten(model)
+    graph = flat.graph
+    classifier = find_classifier(graph, graph.outputs[0])
+    data_format = _data_format(graph)
+    end = last_map(graph, classifier, data_format)
+    tensors = place(graph, flat.named, exits, placement, end, classifier.feature, data_format)
+    _check_free_names([*flat.named, *(t.name for t in graph.inputs)], len(tensors))
+
+    shapes = graph.nominal_shapes
+    channels = 1 if data_format == "channels_first" else -1
+
+    def attach(tensor: keras.KerasTensor, exit_name: str) -> keras.KerasTensor:
+        feature = apply_head(
+            head,
+            tensor,
+            width=end.shape[channels],
+            features=classifier.features,
+            halvings=_halvings(shapes[id(tensor)], shapes[id(end)], data_format),
+            data_format=data_format,
+            name=exit_name,
+        )
+        # Logits are float32 under any precision policy.
+        dense = layers.Dense(classifier.units, dtype="float32", name=f"{exit_name}_classifier")
+        return ExitLogits(dense, classifier.activation, name=exit_name)(feature)
+
+    outputs = {f"exit_{i}": attach(tensor, f"exit_{i}") for i, tensor in enumerate(tensors, 1)}
+    outputs[FINAL] = ExitLogits(classifier.layer, classifier.activation, name=FINAL)(classifier.feature)
+    result = keras.Model(flat.inputs, outputs, name=name or f"{model.name}_exits")
+    ExitNetwork.of(result, known=graph)
+    _warn_of_costly_heads(result)
+    return result
+
+
+def strip_exits(
+    model: keras.Model, exit: str = "final", activation: Literal["restore"] | None = "restore"
+) -> keras.Model:
+    """The plain single-output network that ends at one exit, its layers shared with `model`.
+
+    Args:
+        model: the result of `add_exits`.
+        exit: name of the exit to end at; `"final"` (default) gives the user's own network back.
+        activation: `"restore"` (default): the output is activated as in the user's model, and the result
+            holds only Keras's own layers (and those of the user). `None`: the output is the logits.
+
+    Returns:
+        A functional `keras.Model` with one output, `(batch, classes)`; `(batch, 1)` where the activation of
+        a single-unit sigmoid classifier is restored.
+
+    Raises:
+        ValueError: there is no such exit, or `activation` is neither `"restore"` nor `None`.
+    """
+    network = ExitNetwork.of(model)
+    checks.one_of("exit", exit, network.names)
+    checks.one_of("activation", activation, ("restore", None))
+    if activation is None:
+        return keras.Model(network.inputs, network.logits[exit], name=model.name)
+    found = network.classifier(exit)
+    output = found.layer(found.feature)
+    if len(output.shape) > 2:
+        output = layers.GlobalAveragePooling2D(data_format=data_format_of(found.layer))(output)
+    if (
+        found.layer.activation is keras.activations.linear
+        and found.activation is not keras.activations.linear
+    ):
+        output = layers.Activation(found.activation, dtype="float32", name=f"{exit}_activation")(output)
+    return keras.Model(network.inputs, output, name=model.name)
+
+
+def _check_backbone(model: keras.Model) -> None:
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise checks.error(
+            "The Sequential model is not built: its layers have no shapes yet.",
+            expected="a built model",
+            received=f"{model.name!r}, unbuilt",
+            fix="put keras.Input(shape=(height, width, channels)) first, or call model.build((None, height, "
+            "width, channels))",
+        )
+    if not is_functional(model):
+        raise checks.error(
+            "Exits can be attached to functional and Sequential models only.",
+            expected="a keras.Model made by keras.Model(inputs, outputs) or keras.Sequential",
+            received=f"{type(model).__name__}, a subclassed model with its own call(), or one that holds such"
+            if isinstance(model, keras.Model)
+            else repr(model),
+            fix="rebuild the network with the functional API, so that its inner tensors are known",
+            kind=TypeError,
+        )
+    if len(model.outputs) != 1:
+        raise checks.error(
+            "The model has several outputs.",
+            expected="one output of class scores, (batch, classes)",
+            received=f"{len(model.outputs)} outputs: {model.output_names}",
+            fix="pass keras.Model(model.inputs, model.outputs[i]) with the output that classifies"
+            + (
+                "; this model has exits already: strip_exits(model) gives the plain network back"
+                if any(isinstance(layer, ExitLogits) for layer in model.layers)
+                else ""
+            ),
+        )
+    if len(model.inputs) != 1 or not is_map(model.inputs[0]):
+        raise checks.error(
+            "The model does not take one batch of images.",
+            expected="one input of shape (batch, height, width, channels)",
+            received=f"inputs of shape {[tuple(t.shape) for t in model.inputs]}",
+            fix="pass an image classification network",
+        )
+
+
+def _check_free_names(names: list[str], count: int) -> None:
+    # Every new layer is called exit_i or exit_i_..., and the last one final.
+    pattern = re.compile(rf"(?:.*/)?(?:{FINAL}|exit_({'|'.join(map(str, range(1, count + 1)))})(?:_.*)?)")
+    taken = [name for name in names if pattern.fullmatch(name)]
+    if taken:
+        raise checks.error(
+            "The network has layers with the names of exits.",
+            expected="no layer called 'final', 'exit_1' or 'exit_1_...', and so on",
+            received=f"layers {taken!r}",
+            fix="rename these layers of the network",
+        )
+
+
+def _data_format(graph: Graph) -> str:
+    formats = (getattr(step.unwrapped, "data_format", None) for step in graph.steps)
+    return next((f for f in formats if f is not None), keras.config.image_data_format())
+
+
+def _halvings(shape: Shape, end: Shape, data_format: str) -> int:
+    """How often the longer side is halved from one map to the other, to the nearest whole number."""
+    ratio = max(spatial_size(shape, data_format)) / max(spatial_size(end, data_format))
+    return max(round(math.log2(ratio)), 0)
+
+
+def _warn_of_costly_heads(model: keras.Model) -> None:
+    """Warns of exits that alone, without the heads before them, cost more than the network does."""
+    costs = cost(model)
+    reached = itertools.accumulate(costs.stage_multiply_adds)
+    excess = {
+        name: f"{stages + head:,} ({head:,} of them its head)"
+        for name, stages, head in zip(costs.names, reached, costs.head_multiply_adds, strict=True)
+        if stages + head > costs.backbone
+    }
+    if excess:
+        listed = ", ".join(f"{name!r} {count}" for name, count in excess.items())
+        checks.warn(
+            f"An exit costs more multiply-adds than the whole network without exits, {costs.backbone:,}: "
+            f"{listed}. Use a lighter head (head='separable' or 'linear') or an earlier layer."
+        )

@@ -1,0 +1,111 @@
+"""`collect`: one pass of a multi-exit network over labelled images."""
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_exitens import _checks as checks
+from keras_exitens._calibration.records import ExitRecords, fingerprint, network_of
+from keras_exitens._inputs import replicas
+from keras_exitens._inputs.batches import are_arrays, as_arrays, check_ends, counted, no_labels
+from keras_exitens._network.exit_network import ExitNetwork
+from keras_exitens._types import Data
+
+__all__ = ["Collector", "collect"]
+
+
+def collect(
+    model: keras.Model, data: Data, batch_size: int | None = None, verbose: str | int = "auto"
+) -> ExitRecords:
+    """Runs a multi-exit network over labelled images once, and keeps what all exits say.
+
+    Runs in inference mode, in Keras's own `predict`; nothing of the model is changed. Logits and labels are
+    held in memory, twice for a moment: 4 bytes for each exit, image and class.
+
+    Args:
+        model: the result of `add_exits`, a functional model with a dict of logits, or an
+            `ExitEnsembleDistiller`.
+        data: what Keras takes for `evaluate`: a pair of arrays `(images, labels)`, or a `tf.data.Dataset`,
+            generator or `PyDataset` of batches `(images, labels)`. Labels are class ids or one-hot rows. A
+            third entry of whole numbers or text is kept as the ids of the images; one of floats are sample
+            weights, which must be 1, or 0 for rows to be left out, such as padding.
+        batch_size: int, for arrays. Defaults to 32.
+        verbose: as in `predict`: `"auto"`, 0 (silent), 1 (progress bar) or 2.
+
+    Returns:
+        `ExitRecords`.
+
+    Raises:
+        ValueError: no labels, no rows, an endless data set, labels out of range, logits that are not finite,
+            weights other than 0 and 1.
+
+    Example:
+
+    ```python
+    records = kx.collect(model, splits.calibration)
+    records.save("records.npz")
+    kx.ExitRecords.load("records.npz", model=model)  # refused once the model has trained on
+    ```
+    """
+    return Collector(model)(data, batch_size, verbose)
+
+
+class Collector:
+    """`collect` for one model, whose graph is traced once however often it is called.
+
+    Args: as `collect`.
+    """
+
+    def __init__(self, model: keras.Model) -> None:
+        self._network = network_of(model)
+        self._names = ExitNetwork.of(self._network).names
+        outputs = [self._network.output[name] for name in self._names]
+        self._recorder = _Recorder(self._network.input, outputs, name="recorder")
+
+    def __call__(self, data: Data, batch_size: int | None = None, verbose: str | int = "auto") -> ExitRecords:
+        arrays = are_arrays(data)
+        self._recorder.labels_wanted = not arrays
+        if arrays:
+            x, labels, third = as_arrays(data)
+            found = self._recorder.predict(x, batch_size=batch_size, verbose=verbose)
+        else:
+            check_ends(data)
+            data = (batch for batch in data) if isinstance(data, tuple | list) else data
+            found = _predict(self._recorder, data, verbose)
+            if "labels" not in found:  # where arrays had the graph traced for images alone
+                raise no_labels()
+            labels, third = found["labels"], found.get("third")
+        kept = counted(third)
+        ids = third if isinstance(kept, slice) else None
+        logits = np.stack([np.asarray(z[kept], "float32") for z in keras.tree.flatten(found["logits"])])
+        return ExitRecords(logits, labels[kept], self._names, ids, fingerprint(self._network))
+
+
+class _Recorder(keras.Model):
+    """The network, whose `predict` gives back the labels and ids beside the logits."""
+
+    labels_wanted = True
+
+    def predict_step(self, data: Data) -> dict[str, Any]:
+        x, y, third = keras.utils.unpack_x_y_sample_weight(data)
+        if y is None and self.labels_wanted:
+            raise no_labels()
+        x, own_rows = replicas.at_least_one_row(x)
+        logits = replicas.gatherable(own_rows(self(x, training=False)), self.distribute_strategy)
+        found = {"logits": logits, "labels": y, "third": third}
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def _predict(recorder: _Recorder, data: Data, verbose: str | int) -> dict[str, Any]:
+    if data is not None:
+        try:
+            return recorder.predict(data, verbose=verbose)
+        except UnboundLocalError:  # how Keras's `predict` fails on data without a batch
+            pass
+    raise checks.error(
+        "There are no data.",
+        expected="at least one batch of (images, labels)",
+        received=repr(data),
+        fix="pass Splits.calibration, or (images, labels); a generator gives its batches once only",
+    )

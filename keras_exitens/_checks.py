@@ -1,0 +1,109 @@
+"""Argument checks with one message form: what, expected, received, and how to fix it."""
+
+import difflib
+import importlib
+import math
+import numbers
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+__all__ = ["error", "nearest", "optional_import", "one_of", "number", "warn", "whole"]
+
+
+T = TypeVar("T")
+
+
+def error(
+    what: str, *, expected: object, received: object, fix: str, kind: type[Exception] = ValueError
+) -> Exception:
+    """Returns (does not raise) an exception in the library's one message form."""
+    return kind(f"{what}\n  Expected: {expected}\n  Received: {received}\n  Fix: {fix}")
+
+
+def nearest(name: object, names: Iterable[object], count: int = 3) -> str:
+    """Up to `count` of `names` that look most like `name`, as text for an error message."""
+    close = difflib.get_close_matches(str(name), [str(n) for n in names], n=count, cutoff=0.3)
+    return ", ".join(repr(n) for n in close) or "(none is similar)"
+
+
+def one_of(argument: str, value: T, choices: Sequence[object]) -> T:
+    """Returns `value` when it is among `choices`, else raises `ValueError`."""
+    if value not in choices:
+        raise error(
+            f"`{argument}` is not one of the known values.",
+            expected=" or ".join(repr(c) for c in choices),
+            received=f"{argument}={value!r}",
+            fix=f"did you mean {nearest(value, choices, 1)}?",
+        )
+    return value
+
+
+def number(
+    argument: str,
+    value: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """Returns `value` when it is a finite real number within the bounds, else raises `ValueError`.
+
+    `low` and `high` are inclusive bounds, `above` and `below` exclusive ones.
+    """
+    bounds = [
+        (low, "at least", lambda v: v >= low),
+        (high, "at most", lambda v: v <= high),
+        (above, "above", lambda v: v > above),
+        (below, "below", lambda v: v < below),
+    ]
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if (
+        not real
+        or not math.isfinite(value)
+        or not all(test(value) for bound, _, test in bounds if bound is not None)
+    ):
+        wording = " and ".join(f"{word} {bound}" for bound, word, _ in bounds if bound is not None)
+        raise error(
+            f"`{argument}` is out of range.",
+            expected=f"a finite number {wording}".rstrip(),
+            received=f"{argument}={value!r}",
+            fix=f"pass a value {wording}" if wording else "pass a finite number",
+        )
+    return value
+
+
+def whole(argument: str, value: Any, *, low: int, high: int | None = None) -> int:
+    """Returns `value` as an int when it is a whole number within the bounds, else raises `ValueError`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise error(
+            f"`{argument}` is not a whole number.",
+            expected=f"an int of at least {low}",
+            received=f"{argument}={value!r}",
+            fix=f"pass, for instance, {argument}={max(low, 1)}",
+        )
+    return int(number(argument, value, low=low, high=high))
+
+
+def warn(message: str) -> None:
+    """Warns at the line of the user's program that called into the library."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("keras_exitens"):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def optional_import(module: str, extra: str) -> Any:
+    """Imports an optional package, or raises `ImportError` with the command that installs it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as cause:
+        raise error(
+            f"`{module}` could not be imported ({cause}).",
+            expected=f"the optional package that provides `{module}`",
+            received="an environment without it",
+            fix=f'pip install "keras-exitens[{extra}]"',
+            kind=ImportError,
+        ) from cause

@@ -1,0 +1,125 @@
+"""Labelled images, however they are given: as arrays, or as a data set, generator or list of batches."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_exitens import _checks as checks
+from keras_exitens._types import Data, Tensor
+
+__all__ = ["are_arrays", "as_arrays", "check_ends", "counted", "images_of", "labelled_batches", "no_labels"]
+
+
+def are_arrays(data: Data) -> bool:
+    """Whether data are `(images, labels[, third])`, not batches of these."""
+    return isinstance(data, tuple | list) and not (data and isinstance(data[0], tuple))
+
+
+def as_arrays(data: Data) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
+    """`(images, labels, third)` of arrays of one length; `third` is `None` where there is none.
+
+    Raises:
+        ValueError: other than two or three arrays, of different lengths, or without rows.
+    """
+    data = [part if hasattr(part, "shape") else np.asarray(part) for part in data if part is not None]
+    rows = {part.shape[0] if len(part.shape) else 0 for part in data}
+    if len(data) not in (2, 3) or len(rows) > 1 or rows == {0}:
+        raise checks.error(
+            "The data are not images with their labels.",
+            expected="(images, labels) or (images, labels, ids), arrays of one length, at least 1",
+            received=f"shapes {', '.join(str(tuple(part.shape)) for part in data)}",
+            fix="pass one label an image, or a data set of such pairs",
+        )
+    x, labels, *third = data
+    return x, np.asarray(labels), np.asarray(third[0]) if third else None
+
+
+def labelled_batches(
+    data: Data, batch_size: int
+) -> Iterator[tuple[tf.Tensor, np.ndarray, np.ndarray | slice]]:
+    """Batches `(images, labels, counted)` of what Keras takes for `evaluate`.
+
+    Args:
+        data: `(images, labels[, third])` as arrays, or batches of these in a `tf.data.Dataset`, `PyDataset`,
+            generator or list.
+        batch_size: int, for arrays.
+
+    Yields:
+        Images as a tensor, labels as an array as they came, and which rows count: see `counted`.
+
+    Raises:
+        ValueError: a batch without labels, an endless data set.
+    """
+    check_ends(data)
+    if are_arrays(data):
+        data = tf.data.Dataset.from_tensor_slices(
+            tuple(part for part in as_arrays(data) if part is not None)
+        ).batch(batch_size)
+    for batch in itertools.islice(data, len(data)) if isinstance(data, keras.utils.PyDataset) else data:
+        images, labels, third = keras.utils.unpack_x_y_sample_weight(batch)
+        if labels is None:
+            raise no_labels()
+        images, labels = tf.convert_to_tensor(images), np.asarray(labels)
+        if len(labels) != len(images):
+            raise checks.error(
+                "A batch has another number of labels than of images.",
+                expected=f"{len(images)} labels",
+                received=f"labels of shape {labels.shape}",
+                fix="pass one label an image",
+            )
+        yield images, labels, counted(None if third is None else np.asarray(third))
+
+
+def counted(third: np.ndarray | None) -> np.ndarray | slice:
+    """Which rows count, by the third entry of a batch: those whose sample weight is 1, all where it has none.
+
+    Args:
+        third: weights `(rows,)` of floats that are 0 or 1; or ids of the images, or `None`.
+
+    Raises:
+        ValueError: other weights.
+    """
+    if third is None or third.dtype.kind != "f":
+        return slice(None)
+    weights = third.reshape(len(third))
+    if not np.isin(weights, (0, 1)).all():
+        raise checks.error(
+            "Sample weights mean nothing here: every image counts once.",
+            expected="weights of 1, or 0 for rows to be left out",
+            received=f"weights from {weights.min()} to {weights.max()}",
+            fix="leave the weights out; ids of images must be whole numbers or text",
+        )
+    return weights == 1
+
+
+def images_of(data: Data) -> np.ndarray:
+    """Images as one array, from an array or from batches with or without labels."""
+    if hasattr(data, "__array__"):
+        return np.asarray(data)
+    batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in data]
+    return np.concatenate([np.asarray(batch) for batch in batches])
+
+
+def check_ends(data: Any) -> None:
+    """Raises `ValueError` for a data set that goes on for ever."""
+    if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise checks.error(
+            "The data set never ends.",
+            expected="one pass over the images",
+            received=repr(data),
+            fix="pass data.take(steps), or a part of kx.data.load such as splits.calibration",
+        )
+
+
+def no_labels() -> Exception:
+    """The error of data that hold images alone."""
+    return checks.error(
+        "The data hold no labels.",
+        expected="batches of (images, labels)",
+        received="batches of images alone",
+        fix="pass (images, labels), or a data set of such pairs",
+    )

@@ -1,0 +1,246 @@
+"""`StepBackup`: a training that was killed goes on at the step where it was."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_exitens import _checks as checks
+from keras_exitens._inputs import replicas
+from keras_exitens._types import Logs, Path
+from keras_exitens.callbacks import backup_file
+
+__all__ = ["StepBackup"]
+
+# What Keras's own callbacks carry from epoch to epoch. Others take part by get_state() and set_state(state).
+_CARRIED = {
+    keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_weights", "best_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: ("best",),
+}
+
+
+class StepBackup(keras.callbacks.Callback):
+    """Backs training up every so many steps and at the end of each epoch, to resume at the exact step.
+
+    One file holds all weights, the optimizer, the states of random generators, of the objective and of
+    callbacks, the metrics of the unfinished epoch and the number of steps. It takes the place of the one
+    before at once or not at all, and that one is kept beside it. With data that are a pure function of the
+    step, as those of `data.load`, a run that is killed and resumed ends with the weights of one that was not,
+    bit for bit where the operations themselves are deterministic.
+
+    `fit` runs it after all other callbacks, whose state it keeps too: that of `EarlyStopping`,
+    `ReduceLROnPlateau`, `ModelCheckpoint`, and of any with methods `get_state()` and `set_state(state)`, a
+    dict of numbers, strings and arrays. The `History` that `fit` returns begins with the resumed epoch.
+
+    With several workers all call `restore`, and the chief alone writes: the folder must be one that all see.
+    When the disk is full it warns, keeps the last backup, and tries again the next time.
+
+    Args:
+        path: path of the file.
+        every: int ≥ 1, steps between backups within an epoch. Defaults to 500.
+
+    Raises:
+        ValueError: `every` is not a whole number of at least 1.
+
+    Example:
+
+    ```python
+    backup = kx.callbacks.StepBackup("run/backup", every=200)
+    done = backup.restore(distiller)  # 0 where there is none yet
+    distiller.fit(**splits.fit_arguments(epochs=200, start=done), callbacks=[backup])
+    ```
+    """
+
+    def __init__(self, path: Path, every: int = 500) -> None:
+        super().__init__()
+        self.path = pathlib.Path(path)
+        self.every = checks.whole("every", every, low=1)
+        self.step = 0  # of all epochs
+        self._saved = 0
+        self._others: Any = None
+        self._pending: Any = None  # facts and arrays that on_epoch_begin has still to put back
+        self._skipped = 0  # steps of the present epoch that were done before it was resumed
+        self._seen = 0  # steps of the present epoch done since
+
+    def restore(self, model: keras.Model) -> int:
+        """Puts a compiled model into the state of the last whole backup.
+
+        Args:
+            model: a compiled `ExitEnsembleDistiller` of the same architecture and optimizer.
+
+        Returns:
+            int, the number of training steps done; 0, and nothing changed, where there is no backup.
+
+        Raises:
+            ValueError: there are files, but none is a whole backup of this model; the model is not compiled.
+        """
+        if not model.compiled:
+            raise checks.error(
+                "The model is not compiled.",
+                expected="a compiled model: the state of its optimizer is restored too",
+                received=f"{model.name!r} before compile()",
+                fix="call compile() before restore()",
+            )
+        if not model.optimizer.built:
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
+        variables = _variables(model)
+        files = [path for path in (self.path, backup_file.previous_of(self.path)) if path.exists()]
+        faults = []
+        for file in files:
+            try:
+                facts, arrays = backup_file.read(file)
+                _check(file, facts["variables"], _described(variables))
+            except backup_file.BackupError as fault:
+                faults.append(fault)
+                continue
+            if faults:
+                checks.warn(f"{faults[0]}\nThe backup before it, {file}, is used: step {facts['step']}.")
+            for name, variable in variables.items():
+                variable.assign(arrays[name])
+            self.step = self._saved = facts["step"]
+            self._skipped, self._pending = facts["epoch_step"], (facts, arrays)
+            break
+        else:
+            if faults:
+                raise faults[0]
+        replicas.check_agreed("step of the backup", self.step, model.distribute_strategy)
+        return self.step
+
+    def among(self, callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
+        """The callbacks of a `fit` in the order in which they must act: this one last."""
+        self._others = [c for c in callbacks if c is not self and not isinstance(c, _ShortEpoch)]
+        return [_ShortEpoch(self), *self._others, self]
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        if self._others is None:
+            raise checks.error(
+                "StepBackup does not know the other callbacks, whose state it keeps.",
+                expected="the fit of an ExitEnsembleDistiller, which tells it",
+                received=f"the fit of a {type(self.model).__name__}",
+                fix="use keras.callbacks.BackupAndRestore for other models",
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+        if self._pending is None:
+            return
+        (facts, arrays), self._pending = self._pending, None
+        if epoch != facts["epoch"] or (self._skipped and not self.params.get("steps")):
+            raise checks.error(
+                "The resumed training does not begin where the backup ended.",
+                expected=f"epoch {facts['epoch']} (from 0), and a known number of steps an epoch",
+                received=f"epoch {epoch} of {self.params.get('steps')} steps",
+                fix="fit(**splits.fit_arguments(epochs, start=backup.restore(distiller))), or the like: "
+                "x from that step on, initial_epoch and steps_per_epoch",
+            )
+        if self._skipped:
+            for name, variable in _named("metric", self.model.metrics_variables).items():
+                variable.assign(arrays[name])
+        for callback, (kind, state) in zip(self._others, facts["callbacks"], strict=False):
+            if kind == type(callback).__name__:
+                _set_state(callback, backup_file.unpacked(state, arrays))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.step += batch + 1 - self._seen
+        self._seen = batch + 1
+        done = self._skipped + self._seen
+        # The backup at the end of an epoch comes after all that is done there.
+        if self.step - self._saved >= self.every and done != self.params.get("steps"):
+            self._save(self._epoch, done)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._skipped = self._seen = 0
+        self._save(epoch + 1, 0)
+
+    def left_of_epoch(self, steps: int) -> int | None:
+        """How many of the steps of an epoch a resumed one still has; `None` where it is whole."""
+        return steps - self._skipped if self._skipped else None
+
+    def _save(self, epoch: int, epoch_step: int) -> None:
+        variables = _variables(self.model)
+        named = {**variables, **_named("metric", self.model.metrics_variables)}
+        # Every worker reads: a metric is the sum of all workers' parts.
+        arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in named.items()}
+        self._saved = self.step
+        if not replicas.is_chief(self.model.distribute_strategy):
+            return
+        facts = {
+            "step": self.step,
+            "epoch": epoch,
+            "epoch_step": epoch_step,
+            "variables": _described(variables),
+            "callbacks": [
+                (type(callback).__name__, backup_file.packed(_state(callback), arrays))
+                for callback in self._others
+            ],
+        }
+        try:
+            backup_file.write(self.path, facts, arrays)
+        except OSError as cause:
+            checks.warn(
+                f"Step {self.step} could not be backed up to {self.path}: {cause}. The last one is kept."
+            )
+
+
+class _ShortEpoch(keras.callbacks.Callback):
+    """Ends a resumed epoch after the steps that were left of it; acts before all other callbacks."""
+
+    def __init__(self, backup: StepBackup) -> None:
+        super().__init__()
+        self.backup = backup
+        self.cut = False
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        left = self.backup.left_of_epoch(self.params.get("steps"))
+        if left is not None and batch + 1 >= left and not self.model.stop_training:
+            self.cut = self.model.stop_training = True
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        if self.cut:
+            self.cut = self.model.stop_training = False
+
+
+def _named(kind: str, variables: Sequence[keras.Variable]) -> dict[str, keras.Variable]:
+    return {f"{kind} {i}": variable for i, variable in enumerate(variables)}
+
+
+def _variables(model: keras.Model) -> dict[str, keras.Variable]:
+    """Everything that a training step changes, but metrics."""
+    return {**_named("model", model.variables), **_named("optimizer", model.optimizer.variables)}
+
+
+def _described(variables: dict[str, keras.Variable]) -> list[list[Any]]:
+    """Names within their layers, shapes and types: names of models differ from process to process."""
+    return [[v.name, list(v.shape), str(v.dtype)] for v in variables.values()]
+
+
+def _check(file: pathlib.Path, found: list[list[Any]], expected: list[list[Any]]) -> None:
+    """Raises where a backup is one of another model."""
+    if found == expected:
+        return
+    other = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
+    raise checks.error(
+        f"{file} is the backup of another model, or of another optimizer.",
+        expected=f"{len(expected)} variables" + (f", among them {other[1]}" if other else ""),
+        received=f"{len(found)} variables" + (f", in that place {other[0]}" if other else ""),
+        fix="build and compile the model as it was, or name another file",
+        kind=backup_file.BackupError,
+    )
+
+
+def _state(callback: keras.callbacks.Callback) -> Any:
+    if hasattr(callback, "get_state"):
+        return callback.get_state()
+    names = next((names for kind, names in _CARRIED.items() if isinstance(callback, kind)), ())
+    return {name: getattr(callback, name) for name in names}
+
+
+def _set_state(callback: keras.callbacks.Callback, state: Any) -> None:
+    if hasattr(callback, "set_state"):
+        callback.set_state(state)
+    else:
+        for name, value in state.items():
+            setattr(callback, name, value)

@@ -1,0 +1,21 @@
+"""Runs an exported multi-exit network without TensorFlow: each image goes as far as it has to, no further.
+
+Needs NumPy, and LiteRT or ONNX Runtime. Every export holds a copy of it, the package `exitens_runtime`, so
+that it runs where neither this library nor Keras is installed:
+
+```python
+import sys
+
+sys.path.insert(0, "serving")
+import exitens_runtime
+
+network = exitens_runtime.load("serving")
+network.predict(images)  # {"logits", "exit", "score"}
+```
+"""
+
+# Relative, as everything in this folder: it stands in the copy too.
+from .manifest import MANIFEST, PACKAGE, SCHEMA, read_manifest
+from .network import Runtime, Stage, load
+
+__all__ = ["MANIFEST", "PACKAGE", "SCHEMA", "Runtime", "Stage", "load", "read_manifest"]
