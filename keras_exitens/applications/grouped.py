@@ -30,15 +30,25 @@ class GroupedConv2D(keras.layers.Conv2D):
 
 @functools.cache
 def _kernel_works() -> bool:
-    """Whether this TensorFlow convolves in groups, and differentiates that, on this machine's CPU."""
+    """Whether this TensorFlow convolves in groups, and differentiates that, on this machine's CPU.
+
+    It is tried as training and inference would run it: in a graph, whose optimizer joins a convolution with
+    the bias and the activation after it to a kernel of its own.
+    """
     if tf.config.list_logical_devices("GPU"):
         return True
-    with tf.init_scope(), tf.device("CPU"), tf.GradientTape() as tape:
-        inputs, kernel = tf.ones((1, 3, 3, 2)), tf.ones((3, 3, 1, 2))
-        tape.watch([inputs, kernel])
+    with tf.init_scope(), tf.device("CPU"):
         try:
-            result = tf.nn.convolution(inputs, kernel, 1, "SAME")
-            tape.gradient(result, [inputs, kernel])
+            _try_kernel()
         except (tf.errors.OpError, ValueError):
             return False
     return True
+
+
+@tf.function(autograph=False)
+def _try_kernel() -> list[tf.Tensor]:
+    inputs, kernel = tf.random.normal((1, 3, 3, 2)), tf.random.normal((3, 3, 1, 2))
+    result = tf.nn.convolution(inputs, kernel, 1, "SAME")
+    fused = tf.nn.relu(tf.nn.bias_add(tf.nn.convolution(inputs, kernel, 1, "SAME"), tf.random.normal((2,))))
+    # A GradientTape would record nothing within `init_scope`.
+    return [fused, *tf.gradients(result, [inputs, kernel])]

@@ -48,7 +48,7 @@ class Runtime:
         self.labels = manifest["labels"] and tuple(manifest["labels"])
         self._classes = int(manifest["classes"])
         self._image_shape = (None, *manifest["input"]["shape"][1:])
-        self._dtype = np.dtype(manifest["input"]["dtype"])
+        self._image_dtype = np.dtype(manifest["input"]["dtype"])
         self._thresholds = _thresholds([float(t) for t in policy["thresholds"]], len(self.exit_names))
         self._temperatures = [float(t) for t in policy["temperatures"]]
         self._ensemble = policy["ensemble"]
@@ -138,17 +138,17 @@ class Runtime:
         fits = images.ndim == len(self._image_shape) and all(
             wanted in (None, size) for wanted, size in zip(self._image_shape, images.shape, strict=True)
         )
-        if not fits or not np.can_cast(images.dtype, self._dtype, "same_kind"):
+        if not fits or not np.can_cast(images.dtype, self._image_dtype, "same_kind"):
             wanted = ", ".join("any" if n is None else str(n) for n in self._image_shape[1:])
             raise checks.error(
                 "These are not images for this network.",
-                expected=f"an array (rows, {wanted}) of {self._dtype}",
+                expected=f"an array (rows, {wanted}) of {self._image_dtype}",
                 received=f"shape {images.shape}, {images.dtype}",
                 fix="add a first axis to a single image: images[None]"
                 if images.ndim == len(self._image_shape) - 1
                 else "resize, convert or reorder the images as for training",
             )
-        return np.ascontiguousarray(images, self._dtype)
+        return np.ascontiguousarray(images, self._image_dtype)
 
 
 def load(folder: str | os.PathLike[str], threads: int | None = None) -> Runtime:

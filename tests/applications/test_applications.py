@@ -1,7 +1,10 @@
 """The small-image networks: published parameter counts, shapes, names, errors, saving, learning."""
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 from typing import NamedTuple
 
 import keras
@@ -272,6 +275,25 @@ def test_grouped_convolution_is_that_of_keras(padding, strides, dilation):
         results.append([y, *tape.gradient(loss, layer.trainable_variables)])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("onednn", ["0", "1"])
+def test_grouped_convolution_trains_with_and_without_onednn(onednn):
+    """Without oneDNN a CPU has no gradient of the kernel of TensorFlow, nor the kernel joined with a bias."""
+    code = """if True:
+        import keras, numpy as np
+        from keras_exitens.applications.grouped import GroupedConv2D
+        image = keras.Input((8, 8, 4))
+        x = GroupedConv2D(4, 3, groups=2, activation="relu")(image)
+        model = keras.Model(image, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
+        model.compile("sgd", "mse")
+        images = np.random.default_rng(0).normal(size=(4, 8, 8, 4))
+        assert np.isfinite(model.fit(images, np.ones(4), verbose=0).history["loss"]).all()
+        assert np.isfinite(model.predict(images, verbose=0)).all()
+    """
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": onednn}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_layer_names():

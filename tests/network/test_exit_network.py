@@ -110,18 +110,11 @@ def test_a_sequential_model_that_grows_is_parsed_again():
 def test_what_layers_change_is_seen():
     model = kx.add_exits(harness.sequential(), 2)
     before = kx.cost(model)
-    kernel = (
-        next(layer for layer in model.layers if layer.name == "exit_1_classifier")
-        if any(layer.name == "exit_1_classifier" for layer in model.layers)
-        else model.get_layer("exit_1").classifier
-    )
-    rank = 2
-    kernel.enable_lora(rank)
-    after = kx.cost(model)
-    assert after.parameters == before.parameters + rank * sum(kernel.kernel.shape)
+    classifier, rank = model.get_layer("exit_1").classifier, 2
+    classifier.enable_lora(rank)
+    assert kx.cost(model).parameters == before.parameters + rank * sum(classifier.kernel.shape)
     # The activation that is restored is the one that the layer has now.
-    final = model.get_layer("final")
-    final.activation = keras.activations.log_softmax
+    model.get_layer("final").classifier.activation = keras.activations.log_softmax
     x = np.random.default_rng(0).normal(size=(3, *model.input_shape[1:])).astype("float32")
     found = kx.strip_exits(model).predict(x, verbose=0)
     assert found.max() <= 0
