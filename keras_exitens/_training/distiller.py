@@ -132,7 +132,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
             return None
         return tf.identity(loss_scale(self.optimizer))
 
-    def call(self, inputs: Tensor, training: bool | None = None, with_features: bool = False) -> Any:
+    def call(self, inputs: Tensor, training: bool | None = None, *, with_features: bool = False) -> Any:
         """Logits of all exits and of the ensemble.
 
         Args:

@@ -1,5 +1,6 @@
 """Exports: what LiteRT, ONNX Runtime and TensorFlow make of them, and what is refused."""
 
+import importlib
 import json
 import math
 import os
@@ -242,6 +243,15 @@ def run(code, *arguments, without=()):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize("format", DEVICE)
+def test_an_export_holds_one_package_and_no_loose_modules(exports, format):
+    """A folder on `sys.path` gives programs one name to import, no more."""
+    found = {path.name for path in (exports / format).iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert found == {"exitens_runtime"}
+    files = [path for path in (exports / format / "exitens_runtime").iterdir() if path.is_file()]
+    assert files and {path.suffix for path in files} == {".py"}
 
 
 @pytest.mark.parametrize("format", DEVICE)
@@ -501,13 +511,14 @@ def test_operation_that_the_format_has_not(format, exports, tmp_path):
 
 
 def test_stages_that_disagree_are_not_exported(early, tmp_path, monkeypatch):
-    right = kx.export.to_onnx
+    export = importlib.import_module("keras_exitens._export.export")
+    right = export.to_onnx
 
     def wrong(stage, path):
         other = harness.randomise(keras.models.clone_model(stage.model), seed=9)
         right(type(stage)(stage.exit, other, stage.carried), path)
 
-    monkeypatch.setattr(kx.export, "to_onnx", wrong)
+    monkeypatch.setattr(export, "to_onnx", wrong)
     with pytest.raises(RuntimeError, match="disagree with the model at 'exit_1'"):
         early.export(tmp_path / "export", "onnx")
     assert not os.listdir(tmp_path)
@@ -579,13 +590,13 @@ def test_stages_do_not_take_each_others_processor(exports, monkeypatch):
 @pytest.mark.parametrize(("format", "package"), [("litert", "ai-edge-litert"), ("onnx", "onnxruntime")])
 def test_engine_that_is_not_installed(exports, format, package):
     code = """
-import keras_exitens.runtime as runtime
+folder = sys.argv[1]
+sys.path.insert(0, folder)
+import exitens_runtime as runtime
 try:
-    runtime.load(sys.argv[1])
+    runtime.load(folder)
 except ImportError as error:
     print(error)
 """
     module = {"litert": "ai_edge_litert.interpreter", "onnx": "onnxruntime"}[format]
-    root = pathlib.Path(kx.__file__).parent.parent
-    code = f"sys.path.insert(0, {str(root)!r})\n{code}"
     assert f"pip install {package}" in run(code, exports / format, without=[module, "tensorflow"])

@@ -6,6 +6,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
+from typing import get_args
 
 import pytest
 
@@ -57,6 +59,29 @@ def test_every_argument_and_result_has_a_type(name):
     ]
     assert not bare, f"{name}: no type for {bare}"
     assert signature.return_annotation is not signature.empty, f"{name}: no type for its result"
+
+
+# Calls of which Keras, not the library, says what stands where.
+KERAS_OWN = {"training", "return_dict", "reset_metrics"}
+
+
+def takes_bool(parameter):
+    alternatives = (
+        get_args(parameter.annotation)
+        if isinstance(parameter.annotation, types.UnionType)
+        else [parameter.annotation]
+    )
+    return isinstance(parameter.default, bool) or bool in alternatives
+
+
+@pytest.mark.parametrize("name", INTERFACE)
+def test_no_boolean_is_positional(name):
+    positional = [
+        parameter.name
+        for parameter in inspect.signature(INTERFACE[name]).parameters.values()
+        if parameter.kind is not parameter.KEYWORD_ONLY and takes_bool(parameter)
+    ]
+    assert not {*positional} - KERAS_OWN, f"{name}: make {positional} keyword-only"
 
 
 def test_the_interface_is_found():

@@ -68,7 +68,7 @@ def route_by_hand(kind, logits, thresholds, temperatures, enabled, ensemble):
 def test_simulation_equals_a_loop_over_rows(kind, enabled, ensemble):
     logits = records()
     temperatures = [1.5, 0.8, 1.0, 2.0]
-    policy = KINDS[kind](THRESHOLDS[kind], temperatures, enabled, ensemble)
+    policy = KINDS[kind](THRESHOLDS[kind], temperatures, enabled=enabled, ensemble=ensemble)
     wanted = route_by_hand(kind, logits, THRESHOLDS[kind], temperatures, enabled, ensemble)
     for given in (logits, tf.constant(logits)):
         found = {key: np.asarray(value) for key, value in policy.simulate(given).items()}
@@ -146,7 +146,7 @@ def test_policy_of_ones_own():
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), LogSum])
 def test_saved_policy_decides_the_same(kind):
-    policy = kind([1.5, math.inf, 2.5], [1.1, 1.2, 1.3, 1.4], [True, False, True], True)
+    policy = kind([1.5, math.inf, 2.5], [1.1, 1.2, 1.3, 1.4], enabled=[True, False, True], ensemble=True)
     loaded = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(policy))
     assert loaded == policy and hash(loaded) == hash(policy) and loaded != kind(1.5)
     assert repr(loaded) == repr(policy) and "inf" in repr(policy)
