@@ -1,6 +1,6 @@
 """The metrics given to `compile`, once for each exit and once for the ensemble."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -23,6 +23,8 @@ _RANKS = (
     keras.metrics.SparseTopKCategoricalAccuracy,
     keras.metrics.TopKCategoricalAccuracy,
 )
+# Of which `sparse_y_true` and `sparse_y_pred` say whether they take class ids or scores.
+_IOU = keras.metrics.IoU
 
 
 class ExitMetric(keras.metrics.Metric):
@@ -41,28 +43,9 @@ class ExitMetric(keras.metrics.Metric):
         set_direction(self, direction(metric))
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
-        logits = y_pred[:, self.index]
-        y_true, scores = self._feed(y_true, logits)
+        logits = ops.cast(y_pred[:, self.index], "float32")
+        y_true, scores = fed(self.metric, y_true, logits)
         self.metric.update_state(y_true, scores, sample_weight=sample_weight)
-
-    def _feed(self, y: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels and scores in the form that the metric wants."""
-        logits = ops.cast(logits, "float32")
-        classes, ids, kind = logits.shape[-1], len(y.shape) == 1, _describe(self.metric)
-        binary = False
-        if not is_of_keras(_function_of(self.metric)):
-            pass  # a metric of the user's own gets the labels as they are
-        elif "sparse" in kind or getattr(self.metric, "sparse_y_true", False):
-            y = y if ids else ops.argmax(y, axis=-1)
-        elif ids and classes == 2 and "categorical" not in kind and "onehot" not in kind:
-            y, binary = ops.expand_dims(y, -1), True
-        elif ids:
-            y = one_hot(y, classes)
-        if _on_logits(self.metric):
-            return y, logits[:, 1:] - logits[:, :1] if binary else logits
-        # A copy: Keras remembers the logits behind a softmax, and would take them for those of a sigmoid.
-        scores = tf.identity(ops.softmax(logits))
-        return y, scores[:, 1:] if binary else scores
 
     def result(self) -> Tensor:
         return self.metric.result()
@@ -74,13 +57,72 @@ class ExitMetric(keras.metrics.Metric):
         return {"metric": keras.saving.serialize_keras_object(self.metric), "index": self.index}
 
 
+def fed(metric: keras.metrics.Metric, y: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels and scores in the form that a metric wants.
+
+    A metric of Keras gets of many classes what its family is made for: class ids or one-hot rows, and the
+    probabilities of all classes. Of two classes with ids it gets what a network ending in
+    `Dense(1, "sigmoid")` would give it, columns of ids and of the probability of class 1, unless it looks at
+    each class (`_of_each_class`). A metric of the user's own gets the labels as they are.
+
+    Args:
+        metric: a `keras.metrics.Metric`.
+        y: class ids `(batch,)` or class probabilities `(batch, classes)`.
+        logits: float32 `(batch, classes)`.
+
+    Returns:
+        `(y_true, y_pred)`: labels, and logits, probabilities or predicted class ids.
+    """
+    classes, ids, settings = logits.shape[-1], len(y.shape) == 1, _settings(metric)
+    on_logits = _on_logits(metric, settings)
+    if averaged_function(metric)[0] is cross_entropy:
+        return y, logits
+    if not is_of_keras(_function_of(metric)):
+        return y, logits if on_logits else _probabilities(logits)
+    if ids and classes == 2 and not _of_each_class(metric, settings):
+        column = logits[:, 1:] - logits[:, :1] if on_logits else _probabilities(logits)[:, 1:]
+        return ops.expand_dims(y, -1), column
+    if _takes_ids(metric):
+        y = y if ids else ops.argmax(y, axis=-1)
+    elif ids:
+        y = one_hot(y, classes)
+    if isinstance(metric, _IOU) and metric.sparse_y_pred and not isinstance(metric, keras.metrics.BinaryIoU):
+        return y, ops.argmax(logits, axis=-1)
+    if on_logits and isinstance(metric, keras.metrics.AUC) and classes == 2:
+        # Each class by a sigmoid: its logit against the other one.
+        return y, logits - ops.flip(logits, axis=-1)
+    return y, logits if on_logits else _probabilities(logits)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    # A copy: Keras remembers the logits behind a softmax, and would take them for those of a sigmoid.
+    return tf.identity(ops.softmax(logits))
+
+
+def _takes_ids(metric: keras.metrics.Metric) -> bool:
+    if isinstance(metric, keras.metrics.BinaryIoU):  # of many classes: it asks each of them, yes or no
+        return False
+    return metric.sparse_y_true if isinstance(metric, _IOU) else "sparse" in _describe(metric)
+
+
+def _of_each_class(metric: keras.metrics.Metric, settings: Mapping[str, Any]) -> bool:
+    """Whether a metric wants a score a class of two classes, too, not the score of class 1 alone."""
+    if isinstance(metric, _IOU):
+        return not isinstance(metric, keras.metrics.BinaryIoU)
+    if isinstance(metric, keras.metrics.FBetaScore) and settings["threshold"] is None:
+        return True  # it takes the class with the larger score
+    chosen = any(settings.get(key) is not None for key in ("class_id", "top_k"))
+    kind = _describe(metric)
+    return chosen or bool(settings.get("multi_label")) or "categorical" in kind
+
+
 def _function_of(metric: keras.metrics.Metric) -> Any:
     """What a metric averages, or the metric itself: its name says which labels it takes."""
     function, _ = averaged_function(metric)
-    function = metric if function is None else function
-    if isinstance(getattr(function, "__self__", None), keras.losses.Loss):
-        return function.__self__
-    return metric if function is cross_entropy else function
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, keras.losses.Loss):
+        return owner
+    return metric if function is None else function
 
 
 def _describe(metric: keras.metrics.Metric) -> str:
@@ -89,17 +131,21 @@ def _describe(metric: keras.metrics.Metric) -> str:
     return f"{type(metric).__name__} {name}".lower().replace("_", "")
 
 
-def _on_logits(metric: keras.metrics.Metric) -> bool:
-    """Whether a metric reads logits; those that only rank classes give the same on logits, and cheaper."""
+def _settings(metric: keras.metrics.Metric) -> Mapping[str, Any]:
+    """The arguments of a metric of Keras, or of the function or loss that it averages."""
     function = _function_of(metric)
-    loss = isinstance(function, keras.losses.Loss)
+    if isinstance(function, keras.losses.Loss):
+        return function.get_config()
     averaged, keywords = averaged_function(metric)
-    settings = function.get_config() if loss else keywords
-    return (
-        averaged is cross_entropy
-        or isinstance(metric, _RANKS)
-        or bool(settings.get("from_logits") or getattr(metric, "from_logits", False))
-    )
+    if averaged is not None or not is_of_keras(metric):
+        return keywords
+    return metric.get_config()
+
+
+def _on_logits(metric: keras.metrics.Metric, settings: Mapping[str, Any]) -> bool:
+    """Whether a metric reads logits; those that only rank classes give the same on logits, and cheaper."""
+    from_logits = settings.get("from_logits") or getattr(metric, "from_logits", False)
+    return isinstance(metric, _RANKS) or bool(from_logits)
 
 
 def per_exit(metrics: Any, names: Sequence[str], argument: str) -> list[ExitMetric] | None:

@@ -9,6 +9,7 @@ import keras_exitens as kx
 from keras_exitens._training.exit_metrics import ExitMetric
 
 ROWS, CLASSES = 16, 4
+BATCH = 9  # the last batch is smaller
 NAMES = ("exit_1", "exit_2", "final")
 M = keras.metrics
 
@@ -39,7 +40,7 @@ def one_hot(y, classes=CLASSES):
 def evaluate(logits, y, distiller=None, **options):
     distiller = distiller or passing(logits.shape[-1])
     distiller.compile("sgd", **{"run_eagerly": True, **options})
-    return distiller.evaluate(logits, y, batch_size=9, verbose=0, return_dict=True)  # an uneven last batch
+    return distiller.evaluate(logits, y, batch_size=BATCH, verbose=0, return_dict=True)
 
 
 # Values by hand -----------------------------------------------------------------------------------
@@ -175,6 +176,145 @@ def test_metrics_of_two_classes_are_those_of_class_1(metric, name, by_hand):
     logs = evaluate(logits, y, metrics=[metric()])
     for exit_, z in per_exit(logits).items():
         np.testing.assert_allclose(logs[f"{exit_}_{name}"], by_hand(z, y), rtol=1e-4, err_msg=exit_)
+
+
+# All of keras.metrics, two classes, labels as ids. What a network ending in Dense(1, "sigmoid") would give:
+# columns of the label and of the probability of class 1.
+CLASS_1 = {
+    "AUC": lambda: M.AUC(),
+    "AUC from_logits": lambda: M.AUC(from_logits=True),
+    "AUC PR": lambda: M.AUC(curve="PR", num_thresholds=50),
+    "BinaryAccuracy": lambda: M.BinaryAccuracy(threshold=0.3),
+    "BinaryCrossentropy": lambda: M.BinaryCrossentropy(label_smoothing=0.1),
+    "BinaryCrossentropy from_logits": lambda: M.BinaryCrossentropy(from_logits=True),
+    "BinaryIoU": lambda: M.BinaryIoU(),
+    "BinaryIoU of class 0": lambda: M.BinaryIoU(target_class_ids=[0], threshold=0.7),
+    "ConcordanceCorrelation": lambda: M.ConcordanceCorrelation(axis=0),
+    "CosineSimilarity": lambda: M.CosineSimilarity(),
+    "F1Score": lambda: M.F1Score(threshold=0.4),
+    "FBetaScore": lambda: M.FBetaScore(beta=2.0, threshold=0.4, average="micro"),
+    "FalseNegatives": lambda: M.FalseNegatives(thresholds=[0.2, 0.6]),
+    "FalsePositives": lambda: M.FalsePositives(),
+    "Hinge": lambda: M.Hinge(),
+    "KLDivergence": lambda: M.KLDivergence(),
+    "LogCoshError": lambda: M.LogCoshError(),
+    "MeanAbsoluteError": lambda: M.MeanAbsoluteError(),
+    "MeanAbsolutePercentageError": lambda: M.MeanAbsolutePercentageError(),
+    "MeanSquaredError": lambda: M.MeanSquaredError(),
+    "MeanSquaredLogarithmicError": lambda: M.MeanSquaredLogarithmicError(),
+    "PearsonCorrelation": lambda: M.PearsonCorrelation(axis=0),
+    "Poisson": lambda: M.Poisson(),
+    "Precision": lambda: M.Precision(thresholds=[0.3, 0.7]),
+    "PrecisionAtRecall": lambda: M.PrecisionAtRecall(0.6),
+    "R2Score": lambda: M.R2Score(),
+    "Recall": lambda: M.Recall(thresholds=0.2),
+    "RecallAtPrecision": lambda: M.RecallAtPrecision(0.6),
+    "RootMeanSquaredError": lambda: M.RootMeanSquaredError(),
+    "SensitivityAtSpecificity": lambda: M.SensitivityAtSpecificity(0.6),
+    "SpecificityAtSensitivity": lambda: M.SpecificityAtSensitivity(0.6),
+    "SquaredHinge": lambda: M.SquaredHinge(),
+    "TrueNegatives": lambda: M.TrueNegatives(),
+    "TruePositives": lambda: M.TruePositives(),
+}
+# Metrics that look at each class: one-hot rows, and the probabilities of both.
+BOTH_CLASSES = {
+    "AUC multi_label": lambda: M.AUC(multi_label=True, num_labels=2),
+    "AUC multi_label, weights": lambda: M.AUC(multi_label=True, label_weights=[0.2, 0.8]),
+    "CategoricalAccuracy": lambda: M.CategoricalAccuracy(),
+    "CategoricalCrossentropy": lambda: M.CategoricalCrossentropy(label_smoothing=0.1),
+    "CategoricalHinge": lambda: M.CategoricalHinge(),
+    "F1Score of each": lambda: M.F1Score(),
+    "F1Score macro": lambda: M.F1Score(average="macro"),
+    "FBetaScore weighted": lambda: M.FBetaScore(beta=0.5, average="weighted"),
+    "OneHotIoU": lambda: M.OneHotIoU(2, [0]),
+    "OneHotMeanIoU": lambda: M.OneHotMeanIoU(2),
+    "Precision of class 0": lambda: M.Precision(class_id=0),
+    "Precision top_k": lambda: M.Precision(top_k=1),
+    "PrecisionAtRecall of class 0": lambda: M.PrecisionAtRecall(0.6, class_id=0),
+    "Recall of class 0": lambda: M.Recall(class_id=0, thresholds=0.4),
+    "Recall of class 1": lambda: M.Recall(class_id=1),
+    "RecallAtPrecision of class 0": lambda: M.RecallAtPrecision(0.6, class_id=0),
+    "SensitivityAtSpecificity of class 0": lambda: M.SensitivityAtSpecificity(0.6, class_id=0),
+    "SpecificityAtSensitivity of class 0": lambda: M.SpecificityAtSensitivity(0.6, class_id=0),
+    "TopKCategoricalAccuracy": lambda: M.TopKCategoricalAccuracy(k=1),
+}
+# Metrics that want class ids, and probabilities or predicted ids.
+IDS = {
+    "IoU": (lambda: M.IoU(2, [1]), np.argmax),
+    "IoU of scores": (lambda: M.IoU(2, [1], sparse_y_pred=False), lambda p, axis: p),
+    "MeanIoU": (lambda: M.MeanIoU(2), np.argmax),
+    "SparseCategoricalAccuracy": (lambda: M.SparseCategoricalAccuracy(), lambda p, axis: p),
+    "SparseCategoricalCrossentropy": (lambda: M.SparseCategoricalCrossentropy(), lambda p, axis: p),
+    "SparseTopKCategoricalAccuracy": (lambda: M.SparseTopKCategoricalAccuracy(k=1), lambda p, axis: p),
+}
+
+
+def stock(metric, y, scores):
+    """Value of a metric that gets the rows in the batches of `evaluate`."""
+    for start in range(0, len(y), BATCH):
+        rows = slice(start, start + BATCH)
+        metric.update_state(y[rows], np.asarray(scores[rows], scores.dtype.str.replace("f8", "f4")))
+    return np.asarray(metric.result())
+
+
+def two_classes(rows=60):
+    """Logits that lean the right way by more at later exits, and ids, two thirds of them class 0."""
+    rng = np.random.default_rng(3)
+    y = (rng.uniform(size=rows) < 1 / 3).astype("int64")
+    logits = rng.normal(size=(rows, 3, 2)) + np.eye(2)[y][:, None] * np.array([0.3, 0.8, 1.5])[:, None]
+    return logits.astype("float32"), y
+
+
+def check_against_stock(make, expected):
+    logits, y = two_classes()
+    logs = evaluate(logits, y, metrics=[metric := make()])
+    for exit_, z in per_exit(logits).items():
+        found = logs[f"{exit_}_{metric.name}"]
+        np.testing.assert_allclose(found, expected(y, z), rtol=1e-4, atol=1e-6, err_msg=exit_)
+
+
+@pytest.mark.parametrize("make", CLASS_1.values(), ids=CLASS_1.keys())
+def test_of_two_classes_it_is_the_metric_of_a_sigmoid_network(make):
+    def expected(y, z):
+        on_logits = make().get_config().get("from_logits")
+        column = (z[:, 1] - z[:, 0]) if on_logits else positive(z)
+        return stock(make(), y[:, None], column[:, None])
+
+    check_against_stock(make, expected)
+
+
+@pytest.mark.parametrize("make", BOTH_CLASSES.values(), ids=BOTH_CLASSES.keys())
+def test_of_two_classes_it_is_the_metric_of_each_where_it_looks_at_each(make):
+    check_against_stock(make, lambda y, z: stock(make(), one_hot(y, 2), reference.softmax(z)))
+
+
+@pytest.mark.parametrize("make, prediction", IDS.values(), ids=IDS.keys())
+def test_of_two_classes_it_gets_ids_where_it_wants_ids(make, prediction):
+    check_against_stock(make, lambda y, z: stock(make(), y, prediction(reference.softmax(z), axis=-1)))
+
+
+def test_areas_of_each_class_from_logits_are_those_from_probabilities():
+    logits, y = two_classes()
+    areas = [M.AUC(multi_label=True, from_logits=from_logits, name="a") for from_logits in (False, True)]
+    found = [evaluate(logits, y, metrics=[area])["final_a"] for area in areas]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+
+
+def test_no_metric_of_keras_is_left_out():
+    classes = {value for value in vars(M).values() if isinstance(value, type) and issubclass(value, M.Metric)}
+    tested = {
+        type(make()) for make in (*CLASS_1.values(), *BOTH_CLASSES.values(), *(m for m, _ in IDS.values()))
+    }
+    # These take values, not labels; the last compares exact values, which probabilities are not.
+    assert classes - tested == {M.Metric, M.Mean, M.Sum, M.MeanMetricWrapper, M.Accuracy}
+
+
+@pytest.mark.parametrize("name", ["crossentropy", "ce"])
+def test_cross_entropy_of_two_classes(name):
+    logits, y = two_classes()
+    logs = evaluate(logits, y, metrics=[name])
+    for exit_, z in per_exit(logits).items():
+        np.testing.assert_allclose(logs[f"{exit_}_{name}"], log_loss(z, y), rtol=1e-5, err_msg=exit_)
 
 
 @pytest.mark.parametrize("classes", [2, CLASSES])
