@@ -6,7 +6,7 @@ than those of the clock; the JSON file holds both. The rounds go through all net
 medians. A run that was broken off goes on from its JSON file.
 
     python benchmarks/build_scaling.py
-    python benchmarks/build_scaling.py --networks ResNet18 NASNetLarge --rounds 5 --json mine.json
+    python benchmarks/build_scaling.py --networks ResNet18 NASNetLarge --head linear --json mine.json
 """
 
 import argparse
@@ -39,7 +39,7 @@ NETWORKS = (
 STEPS = ("backbone", "add_exits", "cost", "split")
 
 
-def measure(network, exits):
+def measure(network, exits, head):
     """Builds one network in this process: number of its layers, seconds and peak MiB of each step."""
     import keras
 
@@ -54,7 +54,7 @@ def measure(network, exits):
     where = kx.applications if hasattr(kx.applications, network) else keras.applications
     options = {} if where is kx.applications else {"weights": None}
     made = {"backbone": lambda: getattr(where, network)(**options)}
-    made["add_exits"] = lambda: kx.add_exits(backbone, exits)
+    made["add_exits"] = lambda: kx.add_exits(backbone, exits, head=head)
     made["cost"] = lambda: kx.cost(model)
     made["split"] = lambda: stages.split(model)
     seconds, clock, peak = {}, {}, {"before": peak_mib()}
@@ -78,12 +78,14 @@ def run(args, path):
     report = json.loads(path.read_text()) if path.exists() else {}
     report.setdefault("machine", f"{platform.machine()}, {os.cpu_count()} cores")
     report.setdefault("exits", args.exits)
+    report.setdefault("head", args.head)
     runs = report.setdefault("runs", {})
     for count in range(1, args.rounds + 1):
         for network in args.networks:
             done = runs.setdefault(network, [])
             if len(done) < count:
-                command = [sys.executable, __file__, "--measure", network, "--exits", str(args.exits)]
+                options = ["--exits", str(args.exits), "--head", args.head]
+                command = [sys.executable, __file__, "--measure", network, *options]
                 output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 done.append(json.loads(output.splitlines()[-1]))
                 report["medians"] = medians(runs)
@@ -152,7 +154,8 @@ def draw(report, path):
             [row["seconds"] - row["least"] for row in rows],
             [row["most"] - row["seconds"] for row in rows],
         ]
-        label = step if step == "backbone" else f"{step} (grows as layers^{report['growth'][step]:.2f})"
+        grows = report["growth"].get(step)  # of three networks or more
+        label = step if step == "backbone" or grows is None else f"{step} (grows as layers^{grows:.2f})"
         left.errorbar(layers, middle, spread, marker="o", markersize=4, linewidth=1, capsize=2, label=label)
         right.plot(
             layers, [row["peak_mib"] for row in rows], marker="o", markersize=4, linewidth=1, label=step
@@ -170,12 +173,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NETWORK")
     parser.add_argument("--exits", type=int, default=3)
+    parser.add_argument("--head", default="bottleneck", help="linear: nearly no weights to draw")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each network")
     parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "build_scaling.json")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.measure, args.exits)))
+        print(json.dumps(measure(args.measure, args.exits, args.head)))
         return
     args.json.parent.mkdir(parents=True, exist_ok=True)
     report = run(args, args.json)

@@ -16,6 +16,7 @@ __all__ = [
     "check_labels",
     "check_weights",
     "class_ids",
+    "counted_rows",
     "one_hot",
     "standard_labels",
 ]
@@ -28,7 +29,9 @@ _SUM_TOLERANCE = 0.02  # of bfloat16, and of rows rounded by hand
 
 def one_hot(y: Tensor, classes: int, dtype: str = "float32") -> Tensor:
     """One-hot rows of class ids. Ids out of range are an error on the CPU, as in sparse cross-entropy."""
-    return tf.gather(tf.eye(classes, dtype=dtype), y)
+    looked_up = tf.gather(tf.zeros(classes, tf.int8), y)  # for its error: `tf.one_hot` makes rows of zeros
+    with tf.control_dependencies([looked_up]):
+        return tf.one_hot(y, classes, dtype=dtype)
 
 
 def standard_labels(y: Tensor, classes: int) -> Tensor:
@@ -56,6 +59,22 @@ def standard_labels(y: Tensor, classes: int) -> Tensor:
     y = ops.cast(y, "float32") if whole else y
     gap = tf.abs(tf.reduce_sum(y, axis=-1) - 1)
     return _asserted(tf.debugging.assert_less(gap, tf.cast(_SUM_TOLERANCE, y.dtype), SUMS), y)
+
+
+def counted_rows(y: Tensor, ignored: int | None) -> tuple[Tensor, Tensor | None]:
+    """Labels in range, and which rows count where one id says that a row has no label.
+
+    Args:
+        y: result of `standard_labels`.
+        ignored: the id, the `ignore_class` of the loss, or `None`.
+
+    Returns:
+        The labels, 0 in place of the ignored id, and which rows count: bool `(batch,)`, `None` for all.
+    """
+    if ignored is None or len(y.shape) > 1:
+        return y, None
+    counted = ops.not_equal(y, ignored)
+    return ops.where(counted, y, 0), counted
 
 
 def _asserted(assertion: Any, tensor: Tensor) -> Tensor:
@@ -104,7 +123,7 @@ def check_weights(sample_weight: Tensor) -> None:
         )
 
 
-def check_labels(y: Any, classes: int, *, required: bool = False) -> None:
+def check_labels(y: Any, classes: int, *, ignored: int | None = None, required: bool = False) -> None:
     """Raises `ValueError` where an array of labels holds ids out of range or values that are not numbers.
 
     Only arrays in memory are read; a `tf.data.Dataset` is not. Nothing is changed.
@@ -112,6 +131,7 @@ def check_labels(y: Any, classes: int, *, required: bool = False) -> None:
     Args:
         y: labels as `fit` takes them, or `None`.
         classes: number of logits.
+        ignored: an id that may be there although it is out of range, see `counted_rows`.
         required: whether `None` is an error too.
     """
     if y is None and required:
@@ -124,8 +144,8 @@ def check_labels(y: Any, classes: int, *, required: bool = False) -> None:
     _check_shape(values, classes)
     if values.ndim == 2 and values.shape[1] == classes:
         _check_probabilities(values)
-    elif values.size:
-        _check_ids(values, classes)
+    else:
+        _check_ids(values[values != ignored] if ignored is not None else values, classes)
 
 
 def _check_probabilities(values: np.ndarray) -> None:
@@ -148,6 +168,8 @@ def _check_probabilities(values: np.ndarray) -> None:
 
 
 def _check_ids(values: np.ndarray, classes: int) -> None:
+    if not values.size:
+        return
     if not (values.min() >= 0 and values.max() < classes):  # true for NaN too
         raise checks.error(
             "Labels are out of range.",

@@ -17,8 +17,9 @@ from keras_exitens._training import arguments
 from keras_exitens._training.arguments import ENSEMBLE
 from keras_exitens._training.exit_metrics import per_exit
 from keras_exitens._training.guards import NonFiniteLoss, explained
-from keras_exitens._training.losses import per_sample
+from keras_exitens._training.losses import ignored_class, per_sample
 from keras_exitens._training.normalization import with_fused_normalization
+from keras_exitens._training.rows import Rows
 from keras_exitens._types import Data, Path, Tensor
 from keras_exitens.objectives import EED, Objective
 from keras_exitens.objectives.ensemble import at_least_float32, mean
@@ -101,6 +102,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         for key, value in objective.initial_state().items():
             self._state[key] = self._scalar(key, value, "float32")
         half = self.dtype_policy.name == HALF
+        self._ignored: int | None = None
         self._skipped: Any = self._scalar("skipped_steps", 0, "int64") if half else None
         self._term_trackers: _Untracked[dict[str, keras.metrics.Mean]] = _Untracked({})
         self.built = True
@@ -165,7 +167,9 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
             loss: the classification loss of each exit. `None` (default): cross-entropy from logits, sparse or
                 categorical by the rank of the labels. The name of a Keras loss is taken *from logits*. A
                 `keras.losses.Loss` must have `from_logits=True` and the default reduction. A function
-                `(y, logits)` must give one value per sample.
+                `(y, logits)` must give one value per sample. Rows whose label is the `ignore_class` of
+                `keras.losses.SparseCategoricalCrossentropy` teach nothing and count nowhere, in no term of
+                the loss and in no metric.
             loss_weights: not taken: weights of exits and terms are arguments of the objective.
             metrics: list of metrics, each measured at every exit and at the ensemble. Metrics of
                 probabilities get the softmax of the logits; those with `from_logits=True` get logits. Labels
@@ -182,11 +186,11 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         arguments.refuse_loss_weights(loss_weights)
         steps = kwargs.get("steps_per_execution", 1)
         arguments.check_strategy(self.distribute_strategy, optimizer, steps)
-        sample_loss = per_sample(loss, self.classes)
+        sample_loss, ignored = per_sample(loss, self.classes), ignored_class(loss)
         names = [*self._names, ENSEMBLE]
         with self.distribute_strategy.scope():
-            measured = per_exit(metrics, names, "metrics")
-            weighted = per_exit(weighted_metrics, names, "weighted_metrics")
+            measured = per_exit(metrics, names, "metrics", ignored)
+            weighted = per_exit(weighted_metrics, names, "weighted_metrics", ignored)
             super().compile(
                 optimizer=optimizer, loss=None, metrics=measured, weighted_metrics=weighted, **kwargs
             )
@@ -195,7 +199,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
             )
         if all(metric.variables for metric in [*(measured or []), *(weighted or [])]):
             self._list_metrics(len(names))
-        self._sample_loss = sample_loss
+        self._sample_loss, self._ignored = sample_loss, ignored
         self._compile_arguments = _Untracked(
             {
                 "optimizer": self.optimizer,
@@ -271,16 +275,17 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         """
         # Before the first sum over replicas: while this one waits there, another one runs the same layers.
         losses = self.losses
-        own_rows = ops.cast(ops.shape(y)[0], "float32")
-        rows = replicas.all_sum(own_rows)
+        rows = Rows(y, self._ignored)
+        state = {key: ops.convert_to_tensor(variable) for key, variable in self._state.items()}
         terms, new_state = self.objective(
             [outputs[name] for name in self._names],
             features or None,
-            y,
-            {key: ops.convert_to_tensor(variable) for key, variable in self._state.items()},
+            rows.labels,
+            state,
             loss=self._sample_loss,
-            batch_mean=lambda values: replicas.all_sum(ops.sum(values)) / ops.cast(rows, values.dtype),
+            batch_mean=rows.mean,
         )
+        new_state = {key: rows.unless_none(value, state[key]) for key, value in new_state.items()}
         if sample_weight is not None:
             check_weights(sample_weight)
             sample_weight = ops.reshape(ops.cast(sample_weight, "float32"), (-1,))
@@ -289,13 +294,12 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         dtype = "float64" if any(value.dtype == "float64" for value in terms.values()) else "float32"
         total = sum(ops.cast(value, dtype) for value in terms.values())
         added = sum((ops.cast(ops.sum(loss), total.dtype) for loss in losses), ops.zeros((), total.dtype))
-        loss_tracker(self).update_state(total + added)
+        loss_tracker(self).update_state(total + added, sample_weight=rows.counted)
         for name, tracker in self._term_trackers.value.items():
-            tracker.update_state(terms.get(name, ops.zeros_like(total)))
+            tracker.update_state(terms.get(name, ops.zeros_like(total)), sample_weight=rows.counted)
         # Every replica adds the losses of its layers: those of weights are the same on all of them, those of
         # activities are means over its own rows.
-        share = ops.cast(own_rows / rows, total.dtype)
-        return ops.sum(total) / ops.cast(rows, total.dtype) + added * share, new_state
+        return rows.part_of_mean(total) + added * ops.cast(rows.share, total.dtype), new_state
 
     def compute_metrics(
         self, x: Tensor, y: Tensor, y_pred: dict[str, Tensor], sample_weight: Tensor = None
@@ -340,24 +344,24 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         validation = kwargs.get("validation_data")
         if isinstance(validation, list | tuple):
             _, labels, _ = keras.utils.unpack_x_y_sample_weight(tuple(validation))
-            check_labels(labels, self.classes, required=True)
+            check_labels(labels, self.classes, ignored=self._ignored, required=True)
         callbacks = NonFiniteLoss.first_of(callbacks)
-        with explained(y, self.classes):
+        with explained(y, self.classes, self._ignored):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes."""
-        with explained(y, self.classes):
+        with explained(y, self.classes, self._ignored):
             return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """One training step; see `keras.Model.train_on_batch`. Labels that are arrays are checked first."""
-        with explained(y, self.classes):
+        with explained(y, self.classes, self._ignored):
             return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """One evaluation step; see `keras.Model.test_on_batch`. Labels that are arrays are checked first."""
-        with explained(y, self.classes):
+        with explained(y, self.classes, self._ignored):
             return super().test_on_batch(x, y, *args, **kwargs)
 
     def export(self, filepath: Path, format: str = "tf_saved_model", **kwargs: Any) -> None:

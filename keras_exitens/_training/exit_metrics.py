@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_exitens import _checks as checks
-from keras_exitens._inputs.labels import one_hot
+from keras_exitens._inputs.labels import counted_rows, one_hot
 from keras_exitens._keras import averaged_function, direction, set_direction
 from keras_exitens._training.losses import is_of_keras
 from keras_exitens._types import Tensor
@@ -34,16 +34,24 @@ class ExitMetric(keras.metrics.Metric):
         metric: the `keras.metrics.Metric` that is fed; owned by this object.
         exit_name: name of the exit, or `"ensemble"`.
         index: position of that exit in the stacked logits `(batch, K + 1, classes)`.
+        ignored: a class id whose rows weigh nothing, or `None`.
     """
 
-    def __init__(self, metric: keras.metrics.Metric, exit_name: str, index: int) -> None:
+    def __init__(
+        self, metric: keras.metrics.Metric, exit_name: str, index: int, ignored: int | None = None
+    ) -> None:
         super().__init__(name=f"{exit_name}_{metric.name}", dtype=metric.dtype)
         self.metric = metric
         self.index = index
+        self.ignored = ignored
         set_direction(self, direction(metric))
 
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         logits = ops.cast(y_pred[:, self.index], "float32")
+        y_true, counted = counted_rows(y_true, self.ignored)
+        if counted is not None:
+            weight = 1 if sample_weight is None else ops.reshape(sample_weight, (-1,))
+            sample_weight = ops.cast(counted, getattr(weight, "dtype", self.metric.dtype)) * weight
         y_true, scores = fed(self.metric, y_true, logits)
         self.metric.update_state(y_true, scores, sample_weight=sample_weight)
 
@@ -54,7 +62,11 @@ class ExitMetric(keras.metrics.Metric):
         self.metric.reset_state()
 
     def get_config(self) -> dict[str, Any]:
-        return {"metric": keras.saving.serialize_keras_object(self.metric), "index": self.index}
+        return {
+            "metric": keras.saving.serialize_keras_object(self.metric),
+            "index": self.index,
+            "ignored": self.ignored,
+        }
 
 
 def fed(metric: keras.metrics.Metric, y: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,13 +160,16 @@ def _on_logits(metric: keras.metrics.Metric, settings: Mapping[str, Any]) -> boo
     return isinstance(metric, _RANKS) or bool(from_logits)
 
 
-def per_exit(metrics: Any, names: Sequence[str], argument: str) -> list[ExitMetric] | None:
+def per_exit(
+    metrics: Any, names: Sequence[str], argument: str, ignored: int | None = None
+) -> list[ExitMetric] | None:
     """One `ExitMetric` for each metric and each name; `None` stays `None`.
 
     Args:
         metrics: a metric or a list of metrics: names, functions or `keras.metrics.Metric`s.
         names: list of str, in the order of the stacked logits.
         argument: name of the argument of `compile`, for error messages.
+        ignored: a class id whose rows weigh nothing, or `None`.
     """
     if metrics is None:
         return None
@@ -166,7 +181,7 @@ def per_exit(metrics: Any, names: Sequence[str], argument: str) -> list[ExitMetr
             fix=f"pass {argument}=['accuracy']; the log names are exit_1_accuracy, ..., ensemble_accuracy",
         )
     metrics = [_resolve(m) for m in (metrics if isinstance(metrics, list | tuple) else [metrics])]
-    return [ExitMetric(_copy(metric), name, i) for i, name in enumerate(names) for metric in metrics]
+    return [ExitMetric(_copy(metric), name, i, ignored) for i, name in enumerate(names) for metric in metrics]
 
 
 def _resolve(identifier: Any) -> keras.metrics.Metric:

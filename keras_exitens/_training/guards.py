@@ -98,7 +98,7 @@ class NonFiniteLoss(keras.callbacks.Callback):
 
 
 @contextlib.contextmanager
-def explained(labels: Any, classes: int) -> Iterator[None]:
+def explained(labels: Any, classes: int, ignored: int | None = None) -> Iterator[None]:
     """Around a run of steps: checks labels that are arrays, and explains TensorFlow's errors.
 
     Raises:
@@ -106,7 +106,7 @@ def explained(labels: Any, classes: int) -> Iterator[None]:
             normalisation.
         ConnectionError: another worker of the job died.
     """
-    check_labels(labels, classes)
+    check_labels(labels, classes, ignored=ignored)
     try:
         yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError) as cause:

@@ -12,7 +12,7 @@ from keras_exitens._inputs.labels import one_hot
 from keras_exitens._types import Tensor
 from keras_exitens.objectives import cross_entropy
 
-__all__ = ["is_of_keras", "per_sample"]
+__all__ = ["ignored_class", "is_of_keras", "per_sample"]
 
 _FIX = "keras.losses.SparseCategoricalCrossentropy(from_logits=True), or loss=None for cross-entropy"
 # Losses of probabilities that cannot be told to take logits.
@@ -69,6 +69,13 @@ def per_sample(loss: Any, classes: int) -> Callable[[Tensor, Tensor], Tensor]:
         return result
 
     return values
+
+
+def ignored_class(loss: Any) -> int | None:
+    """The class id whose rows a loss of Keras ignores: its `ignore_class`, or `None`."""
+    if isinstance(loss, functools.partial):
+        return loss.keywords.get("ignore_class")
+    return getattr(loss, "ignore_class", None) if isinstance(loss, keras.losses.Loss) else None
 
 
 def _by_name(name: str, classes: int) -> Any:
