@@ -9,6 +9,7 @@ from keras_exitens import _checks as checks
 from keras_exitens._calibration.records import ExitRecords, fingerprint, network_of
 from keras_exitens._inputs import replicas
 from keras_exitens._inputs.batches import are_arrays, as_arrays, check_ends, counted, no_labels
+from keras_exitens._inputs.labels import check_single
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._types import Data
 
@@ -91,6 +92,7 @@ class _Recorder(keras.Model):
         x, y, third = keras.utils.unpack_x_y_sample_weight(data)
         if y is None and self.labels_wanted:
             raise no_labels()
+        check_single(y)
         x, own_rows = replicas.at_least_one_row(x)
         logits = replicas.gatherable(own_rows(self(x, training=False)), self.distribute_strategy)
         found = {"logits": logits, "labels": y, "third": third}

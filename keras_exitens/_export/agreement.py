@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_exitens import _checks as checks
+from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._tables import Report, aligned
 from keras_exitens.policies import Policy
 from keras_exitens.runtime import Runtime
@@ -77,7 +78,8 @@ def verify(network: Runtime, model: keras.Model, policy: Policy, tolerance: floa
     Raises:
         RuntimeError: they differ by more, or are not finite.
     """
-    images = _random_images(model.inputs[0])
+    network_in = ExitNetwork.of(model)
+    images = _random_images(network_in.probe_shape, network_in.image.dtype)
     logits = _logits(network, model, images)
     exits = len(network.exit_names)
     for index in policy.enabled_exits(exits):
@@ -96,13 +98,12 @@ def verify(network: Runtime, model: keras.Model, policy: Policy, tolerance: floa
             )
 
 
-def _random_images(pixels: keras.KerasTensor) -> np.ndarray:
+def _random_images(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Two images, one about zero and one of bytes: a network that rescales sees nothing in the first."""
-    shape = [64 if size is None else size for size in pixels.shape[1:]]
     rng = np.random.default_rng(0)
-    if "float" not in pixels.dtype:
-        return rng.integers(0, 128, (2, *shape)).astype(pixels.dtype)
-    return np.stack([rng.normal(size=shape), rng.integers(0, 256, shape)]).astype(pixels.dtype)
+    if "float" not in dtype:
+        return rng.integers(0, 128, (2, *shape)).astype(dtype)
+    return np.stack([rng.normal(size=shape), rng.integers(0, 256, shape)]).astype(dtype)
 
 
 def _logits(network: Runtime, model: keras.Model, images: np.ndarray) -> np.ndarray:

@@ -20,9 +20,10 @@ from keras_exitens._export import agreement
 from keras_exitens._export.conversion import to_litert, to_onnx
 from keras_exitens._export.manifest import KINDS, Manifest, described, manifest_of
 from keras_exitens._export.precision import in_float32
-from keras_exitens._inputs.batches import images_of
+from keras_exitens._inputs.batches import representative_images
+from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._stages.split import Stage, split
-from keras_exitens._types import Path
+from keras_exitens._types import Data, Path
 
 __all__ = ["FORMATS", "export"]
 
@@ -37,7 +38,7 @@ def export(
     *,
     labels: Sequence[str] | None = None,
     quantize: Literal["int8", "float16"] | None = None,
-    representative_data: np.ndarray | None = None,
+    representative_data: Data = None,
     verify: bool = True,
 ) -> Manifest:
     """See `EarlyExit.export`."""
@@ -46,7 +47,9 @@ def export(
     runs = (verify and quantize is None) or representative_data is not None
     if runs and format in _ENGINES:  # the stages are run once written: what that needs is asked for first
         checks.optional_import(_ENGINES[format], "export")
-    images = None if representative_data is None else images_of(representative_data)
+    images = None
+    if representative_data is not None:
+        images = representative_images(representative_data, ExitNetwork.of(early.model).image)
     manifest = manifest_of(early, format, labels, quantize)
     with _folder(path) as folder:
         if format == "tf_saved_model":
@@ -63,7 +66,9 @@ def _export_stages(
     """Writes the stages and the runtime, and compares them with the model."""
     model = in_float32(early.model)
     stages = _write_stages(early, model, folder, manifest.format, manifest.quantize, images)
-    manifest = dataclasses.replace(manifest, stages=tuple(stages))
+    # What the first stage takes: float32 where the model itself takes half precision.
+    taken = described("images", model.inputs[0])
+    manifest = dataclasses.replace(manifest, input=taken, stages=tuple(stages))
     _write_runtime(folder / runtime.PACKAGE)
     manifest.write(folder)
     if verify:
@@ -80,7 +85,7 @@ def _check_options(
     format: str,
     labels: Sequence[str] | None,
     quantize: str | None,
-    representative_data: np.ndarray | None,
+    representative_data: Data,
 ) -> None:
     if labels is not None and (isinstance(labels, str) or len(labels) != _classes(early)):
         raise checks.error(
@@ -146,7 +151,7 @@ def _folder(path: Path) -> Iterator[pathlib.Path]:
 
 
 def _write_saved_model(early: keras.Model, folder: pathlib.Path) -> None:
-    (pixels,) = early.model.inputs
+    pixels = ExitNetwork.of(early.model).image
     images = tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype, "images")
     thresholds = tf.TensorSpec((len(early.exit_names) - 1,), "float32", "thresholds")
     route = tf.function(early.route, input_signature=[images, thresholds], autograph=False)

@@ -12,10 +12,13 @@ from keras_exitens._export import export as exporting
 from keras_exitens._export.manifest import Manifest
 from keras_exitens._inference import benchmark as measuring
 from keras_exitens._inference.benchmark import Benchmark
-from keras_exitens._inference.routing import route
-from keras_exitens._keras import trace_predict_again
+from keras_exitens._inference.routing import finite_rows, route
+from keras_exitens._inputs import replicas
+from keras_exitens._inputs.images import as_taken, check_images, single
+from keras_exitens._keras import inner_layers, trace_predict_again
 from keras_exitens._network.exit_network import ExitNetwork
-from keras_exitens._stages.freezing import Chain
+from keras_exitens._stages.chain import Chain
+from keras_exitens._stages.watching import Settings
 from keras_exitens._types import Data, Path, Tensor
 from keras_exitens.policies import Policy
 
@@ -74,7 +77,18 @@ class EarlyExit(keras.Model):
     ) -> None:
         network = ExitNetwork.of(model)
         network.check_logits()
-        names = network.names
+        image = network.image
+        # Images go on to `model` as they are: it casts them where it wants to.
+        super().__init__(name=name, dtype="float32", autocast=False, **kwargs)
+        self.supports_jit = False  # XLA wants shapes that do not depend on the data
+        self.model = model
+        self._names, self._image = network.names, image
+        self._chain: Chain | None = None
+        self.policy = policy
+        self.optimize = optimize
+        self.built = True
+
+    def _fitting(self, policy: Any) -> Policy:
         if not isinstance(policy, Policy):
             raise checks.error(
                 "`policy` is not a policy.",
@@ -84,24 +98,60 @@ class EarlyExit(keras.Model):
                 fix="make one, or subclass keras_exitens.policies.Policy",
                 kind=TypeError,
             )
-        policy = policy.for_exits(len(names))
-        # Images go on to `model` as they are: it casts them where it wants to.
-        super().__init__(name=name, dtype="float32", autocast=False, **kwargs)
-        self.supports_jit = False  # XLA wants shapes that do not depend on the data
-        self.model = model
-        self.policy = policy
-        self.optimize = optimize
-        self._names = names
-        self._chain = Chain(model, [names[i] for i in policy.enabled_exits(len(names))])
-        self.built = True
+        return policy.for_exits(len(self._names))
 
     @property
     def exit_names(self) -> tuple[str, ...]:
         """Names of all exits of the model, in the order that `"exit"` counts them in."""
         return self._names
 
+    @property
+    def policy(self) -> Policy:
+        """The policy, with settings for each exit. Another one may be assigned; the next call follows it."""
+        return self._followed
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._followed = self._fitting(policy)
+        self._trace_again()
+
+    @property
+    def optimize(self) -> bool:
+        """Whether `predict` runs a copy of the weights as constants. May be assigned to."""
+        return self._optimized
+
+    @optimize.setter
+    def optimize(self, optimize: bool) -> None:
+        self._optimized = bool(optimize)
+        self._chain = None  # the copy, if there is one, goes
+        self._trace_again()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "model" and "model" in vars(self) and value is not self.model:
+            raise checks.error(
+                "The network of an EarlyExit cannot be exchanged.",
+                expected="the network that it was made for",
+                received=repr(value),
+                fix="make another one: EarlyExit(model, early.policy)",
+                kind=AttributeError,
+            )
+        super().__setattr__(name, value)
+
+    def _trace_again(self) -> None:
+        """Has Keras trace its graph anew, and remembers what the network and the policy are like now."""
+        layers = [layer for layer in inner_layers(self.model) if not isinstance(layer, keras.Model)]
+        self._settings = Settings([*layers, self._followed])
+        trace_predict_again(self)
+
+    def _stages(self) -> Chain:
+        """The stages to the exits that the policy enables now."""
+        exits = tuple(self._names[i] for i in self.policy.enabled_exits(len(self._names)))
+        if self._chain is None or self._chain.exits != exits:
+            self._chain = Chain(self.model, exits)
+        return self._chain
+
     def call(self, images: Tensor) -> dict[str, Tensor]:
-        return self._route(self._chain.live, images)
+        return self._route(self._stages().live, images)
 
     def route(self, images: Tensor, thresholds: Tensor = None) -> dict[str, Tensor]:
         """What `predict` runs, for use in a `tf.function`: with `optimize=True`, weights are constants in it.
@@ -115,14 +165,14 @@ class EarlyExit(keras.Model):
         """
         optimized = self.optimize and not tf.executing_eagerly()
         with tf.init_scope():
-            chain = self._chain.current() if optimized else self._chain.live
+            chain = self._stages().current() if optimized else self._stages().live
         return self._route(chain, images, thresholds)
 
     def _route(self, chain: Sequence[Any], images: Tensor, thresholds: Tensor = None) -> dict[str, Tensor]:
-        images = tf.convert_to_tensor(images)
-        _check_images(images, self.model.inputs[0])
+        given = tf.convert_to_tensor(single(images))
         indices = self.policy.enabled_exits(len(self._names))
-        return route(chain, self.policy, indices, images, thresholds)
+        finite = finite_rows(given)
+        return route(chain, self.policy, indices, as_taken(given, self._image), thresholds, finite)
 
     def predict_step(self, data: Data) -> dict[str, Tensor]:
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
@@ -137,20 +187,41 @@ class EarlyExit(keras.Model):
         callbacks: list[keras.callbacks.Callback] | None = None,
     ) -> dict[str, np.ndarray]:
         """As `keras.Model.predict`, of all that it takes, and of arrays without rows."""
-        if len(getattr(x, "shape", ())) and x.shape[0] == 0:
-            _check_images(x, self.model.inputs[0])
+        if hasattr(x, "__array__") and len(x.shape) and x.shape[0] == 0:
+            check_images(x, self._image)
             return self._nothing()
         self._renew()
         return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
 
     def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
-        self._renew()
-        return super().predict_on_batch(x)
+        """As `keras.Model.predict_on_batch`."""
+        x = single(x)
+        check_images(x, self._image)
+        self._renew(values=self._chain is None)
+        found = replicas.of_one(super().predict_on_batch(x), rows=len(x))
+        # Only the stages that ran need the weights of now.
+        if self.optimize and self._stages().outdated(self._stages_run(found["exit"])):
+            self._renew()
+            found = replicas.of_one(super().predict_on_batch(x), rows=len(x))
+        return found
 
-    def _renew(self) -> None:
-        """Makes Keras trace the optimized graph again where its constants are out of date."""
-        if self.optimize and self._chain.outdated():
-            trace_predict_again(self)
+    def _stages_run(self, exits: np.ndarray) -> int:
+        """How many stages ran for rows that left at these exits."""
+        enabled = self.policy.enabled_exits(len(self._names))
+        return 1 + enabled.index(int(exits.max())) if len(exits) else 0
+
+    def _renew(self, *, values: bool = True) -> None:
+        """Has Keras trace its graph again where it would not give what calling the model gives.
+
+        Args:
+            values: whether to look at the values of the weights too, where the graph holds a copy of them.
+        """
+        if self._settings.changed():
+            self._chain = None
+            self._trace_again()
+        if self.optimize and (self._chain is None or (values and self._stages().outdated())):
+            self._stages().current()
+            self._trace_again()
 
     def _nothing(self) -> dict[str, np.ndarray]:
         classes = self.model.output[self._names[-1]].shape[-1]
@@ -282,23 +353,6 @@ class EarlyExit(keras.Model):
         for key in ("model", "policy"):
             config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)
-
-
-def _check_images(images: Tensor, wanted: keras.KerasTensor) -> None:
-    shape = tuple(images.shape)
-    fits = len(shape) == 4 and all(
-        have is None or want is None or have == want
-        for have, want in zip(shape[1:], wanted.shape[1:], strict=True)
-    )
-    kind = getattr(images.dtype, "name", str(images.dtype))
-    if not fits or not kind.startswith(("float", "bfloat", "int", "uint")):
-        sizes = ", ".join("any" if size is None else str(size) for size in wanted.shape[1:])
-        raise checks.error(
-            "These are not images that the network can take.",
-            expected=f"numbers of shape (batch, {sizes})",
-            received=f"shape {shape} of {kind}",
-            fix="bring them to that shape; a single image is images[None], a batch of one",
-        )
 
 
 def _inference_only(method: str, fix: str) -> Exception:

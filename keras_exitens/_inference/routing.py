@@ -12,7 +12,7 @@ from keras_exitens import _scores as scores
 from keras_exitens._stages.split import LOGITS
 from keras_exitens.policies import Policy
 
-__all__ = ["route"]
+__all__ = ["finite_rows", "route"]
 
 
 def route(
@@ -21,6 +21,7 @@ def route(
     indices: Sequence[int],
     images: tf.Tensor,
     thresholds: Any = None,
+    finite: tf.Tensor | None = None,
 ) -> dict[str, tf.Tensor]:
     """Takes each row of a batch as far through the network as the policy asks for, and no further.
 
@@ -33,6 +34,7 @@ def route(
         indices: int per stage, the exit it ends at, counted over all exits.
         images: float tensor `(batch, height, width, channels)`; `batch` may be 0, and need not be static.
         thresholds: float tensor `(K - 1,)`; by default those of the policy.
+        finite: bool tensor `(batch,)`, the rows that can be judged; by default `finite_rows(images)`.
 
     Returns:
         A dict of tensors: `"logits"` float32 `(batch, classes)`, `"exit"` int32 `(batch,)`, the index of the
@@ -40,10 +42,8 @@ def route(
     """
     thresholds = policy.thresholds if thresholds is None else thresholds
     rows = tf.shape(images)[0]
-    images = _at_least_one(images)
-    finite = tf.ones(tf.shape(images)[:1], bool)
-    if images.dtype.is_floating:
-        finite = tf.reduce_all(tf.math.is_finite(images), axis=list(range(1, images.shape.rank)))
+    finite = finite_rows(images) if finite is None else finite
+    images, finite = _at_least_one(images, finite)
 
     def run(k: int, batch: dict[str, Any]) -> dict[str, tf.Tensor]:
         """The stages from the k-th on, for the rows of `batch`: all that is known of each row."""
@@ -74,11 +74,22 @@ def route(
     return {key: value[:rows] for key, value in result.items()}
 
 
-def _at_least_one(images: tf.Tensor) -> tf.Tensor:
-    """The images, or one of zeros where there are none: for none, convolutions return wrong shapes."""
+def finite_rows(images: tf.Tensor) -> tf.Tensor:
+    """Which rows of a batch have no NaN and nothing infinite: bool `(batch,)`."""
+    if not images.dtype.is_floating:
+        return tf.ones(tf.shape(images)[:1], bool)
+    return tf.reduce_all(tf.math.is_finite(images), axis=list(range(1, images.shape.rank)))
+
+
+def _at_least_one(images: tf.Tensor, finite: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The batch, or a row of zeros where there are none: for none, convolutions return wrong shapes."""
     if images.shape[0] is not None and images.shape[0] > 0:
-        return images
+        return images, finite
     # Sizes that are known stay known: TensorFlow fuses less where they are not.
     sizes = zip(images.shape[1:], tf.unstack(tf.shape(images)[1:]), strict=True)
     one_row = [1, *(size if known is None else known for known, size in sizes)]
-    return tf.cond(tf.shape(images)[0] > 0, lambda: images, lambda: tf.zeros(one_row, images.dtype))
+    return tf.cond(
+        tf.shape(images)[0] > 0,
+        lambda: (images, finite),
+        lambda: (tf.zeros(one_row, images.dtype), tf.ones(1, bool)),
+    )

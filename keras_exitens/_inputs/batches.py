@@ -1,7 +1,6 @@
 """Labelled images, however they are given: as arrays, or as a data set, generator or list of batches."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -9,9 +8,19 @@ import numpy as np
 import tensorflow as tf
 
 from keras_exitens import _checks as checks
+from keras_exitens._inputs.images import as_taken, single
+from keras_exitens._inputs.labels import check_single
 from keras_exitens._types import Data, Tensor
 
-__all__ = ["are_arrays", "as_arrays", "check_ends", "counted", "images_of", "labelled_batches", "no_labels"]
+__all__ = [
+    "are_arrays",
+    "as_arrays",
+    "check_ends",
+    "counted",
+    "labelled_batches",
+    "no_labels",
+    "representative_images",
+]
 
 
 def are_arrays(data: Data) -> bool:
@@ -25,6 +34,7 @@ def as_arrays(data: Data) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
     Raises:
         ValueError: other than two or three arrays, of different lengths, or without rows.
     """
+    data = [single(data[0]), *data[1:]] if data else []
     data = [part if hasattr(part, "shape") else np.asarray(part) for part in data if part is not None]
     rows = {part.shape[0] if len(part.shape) else 0 for part in data}
     if len(data) not in (2, 3) or len(rows) > 1 or rows == {0}:
@@ -59,11 +69,13 @@ def labelled_batches(
         data = tf.data.Dataset.from_tensor_slices(
             tuple(part for part in as_arrays(data) if part is not None)
         ).batch(batch_size)
-    for batch in itertools.islice(data, len(data)) if isinstance(data, keras.utils.PyDataset) else data:
+    for batch in _batches(data):
         images, labels, third = keras.utils.unpack_x_y_sample_weight(batch)
         if labels is None:
             raise no_labels()
-        images, labels = tf.convert_to_tensor(images), np.asarray(labels)
+        if isinstance(labels, Mapping):  # a list of ids is taken
+            check_single(labels)
+        images, labels = tf.convert_to_tensor(single(images)), np.asarray(labels)
         if len(labels) != len(images):
             raise checks.error(
                 "A batch has another number of labels than of images.",
@@ -96,12 +108,30 @@ def counted(third: np.ndarray | None) -> np.ndarray | slice:
     return weights == 1
 
 
-def images_of(data: Data) -> np.ndarray:
-    """Images as one array, from an array or from batches with or without labels."""
+def representative_images(data: Data, wanted: keras.KerasTensor) -> np.ndarray:
+    """Images as one array of the dtype that the network takes.
+
+    Args:
+        data: an array; an iterable of batches, with or without labels: a list, generator, `PyDataset` or
+            `tf.data.Dataset`; or a function without arguments that gives one of these, as LiteRT takes it.
+        wanted: the input of the network.
+
+    Raises:
+        ValueError: the images do not fit the input, there are none, or the data never end.
+    """
+    data = data() if callable(data) and not hasattr(data, "__iter__") else data
     if hasattr(data, "__array__"):
-        return np.asarray(data)
-    batches = [batch[0] if isinstance(batch, tuple | list) else batch for batch in data]
-    return np.concatenate([np.asarray(batch) for batch in batches])
+        return as_taken(data, wanted).numpy()
+    check_ends(data)
+    batches = [as_taken(_without_labels(batch), wanted).numpy() for batch in _batches(data)]
+    if not batches:
+        raise checks.error(
+            "There are no representative images.",
+            expected="about a hundred images as the network will see them",
+            received=repr(data),
+            fix="pass an array; a generator gives its batches once only",
+        )
+    return np.concatenate(batches)
 
 
 def check_ends(data: Any) -> None:
@@ -123,3 +153,11 @@ def no_labels() -> Exception:
         received="batches of images alone",
         fix="pass (images, labels), or a data set of such pairs",
     )
+
+
+def _batches(data: Any) -> Iterator[Any]:
+    yield from (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+
+
+def _without_labels(batch: Any) -> Any:
+    return batch[0] if isinstance(batch, tuple | list) else batch

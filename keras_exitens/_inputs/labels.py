@@ -1,5 +1,6 @@
 """Labels: class ids or class probabilities, checked and brought to one form, in arrays and in graphs."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -14,6 +15,7 @@ __all__ = [
     "FRACTIONS",
     "SUMS",
     "check_labels",
+    "check_single",
     "check_weights",
     "class_ids",
     "counted_rows",
@@ -83,7 +85,19 @@ def _asserted(assertion: Any, tensor: Tensor) -> Tensor:
         return tf.identity(tensor)
 
 
+def check_single(y: Any) -> None:
+    """Raises `ValueError` where labels come as a dict or list, as Keras takes them for several outputs."""
+    if isinstance(y, Mapping | list | tuple):
+        raise checks.error(
+            "The labels come as several: all exits learn from the same ones.",
+            expected="one array of labels: class ids (batch,), or probabilities (batch, classes)",
+            received=f"a dict with keys {list(y)}" if isinstance(y, Mapping) else f"{len(y)} labels",
+            fix="pass one of them, fit(images, labels), or numpy.asarray(labels) for a list of ids",
+        )
+
+
 def _check_shape(y: Any, classes: int) -> None:
+    check_single(y)
     if getattr(getattr(y, "shape", None), "rank", 0) is None:
         raise checks.error(
             "The labels have an unknown rank.",
@@ -134,8 +148,8 @@ def check_labels(y: Any, classes: int, *, ignored: int | None = None, required: 
         ignored: an id that may be there although it is out of range, see `counted_rows`.
         required: whether `None` is an error too.
     """
-    if y is None and required:
-        _check_shape(None, classes)
+    if (y is None and required) or isinstance(y, Mapping):
+        _check_shape(y, classes)
     if not (hasattr(y, "__array__") and hasattr(y, "shape")) or isinstance(y, keras.KerasTensor):
         return
     values = np.asarray(y)

@@ -17,6 +17,7 @@ __all__ = [
     "count",
     "gatherable",
     "multi_worker",
+    "of_one",
 ]
 
 # What the assertion in the graph says; `guards` knows the error by it.
@@ -127,6 +128,11 @@ def at_least_one_row(inputs: Any, *, refuse: bool = False) -> tuple[Any, Callabl
         keras.tree.map_structure(pad, inputs),
         lambda outputs: keras.tree.map_structure(lambda tensor: tensor[:rows], outputs),
     )
+
+
+def of_one(outputs: Any, rows: int) -> Any:
+    """What `predict_on_batch` gives on one replica: Keras lets each compute all rows, and gives all of it."""
+    return keras.tree.map_structure(lambda values: values[:rows], outputs)
 
 
 def check_scope(what: str, variables: Iterable[keras.Variable], strategy: tf.distribute.Strategy) -> None:

@@ -8,7 +8,7 @@ import keras
 from keras import layers, tree
 
 from keras_exitens import _checks as checks
-from keras_exitens._graph.dag import Graph, Step, is_map
+from keras_exitens._graph.dag import NOMINAL_SIZE, Graph, Step, is_map
 from keras_exitens._graph.flattening import Flat, flatten
 from keras_exitens._keras import functional_of, is_functional, operation_that_made
 from keras_exitens._network.classifier import Classifier, check_logits, find_classifier
@@ -87,6 +87,41 @@ class ExitNetwork:
             name: ([s for s in steps if s.index in network], [s for s in steps if s.index not in network])
             for name, steps in parts
         }
+
+    @property
+    def image(self) -> keras.KerasTensor:
+        """The input `(batch, height, width, channels)` of the model.
+
+        Raises:
+            ValueError: the model has several inputs, or takes no images.
+        """
+        inputs = self.model.inputs
+        if len(inputs) != 1 or not is_map(inputs[0]):
+            raise checks.error(
+                "Images alone can leave early.",
+                expected="a network with one input, (batch, height, width, channels)",
+                received=f"inputs of shape {[tuple(t.shape) for t in inputs]}",
+                fix="make what else the network takes a part of it, or run the whole network: model.predict",
+            )
+        return inputs[0]
+
+    @functools.cached_property
+    def probe_shape(self) -> tuple[int, ...]:
+        """Shape of an image to try the network on: small, where it leaves sizes open."""
+        shape = self.image.shape[1:]
+        if None not in shape:
+            return tuple(shape)
+        sizes = (64, 96, 128, NOMINAL_SIZE, 2 * NOMINAL_SIZE, 4 * NOMINAL_SIZE)
+        tried = (tuple(size if known is None else known for known in shape) for size in sizes)
+        return next((probe for probe in tried if self._takes(probe)), tuple(s or NOMINAL_SIZE for s in shape))
+
+    def _takes(self, image: tuple[int, ...]) -> bool:
+        """Whether the network takes an image of this shape: it is large enough for all layers."""
+        try:
+            shapes = self.graph.shapes([(1, *image)])
+        except ValueError:
+            return False
+        return all(size > 0 for step in self.graph.steps for t in step.outputs for size in shapes[id(t)])
 
     def stages(self, names: Sequence[str]) -> list[list[Step]]:
         """The steps from each of some exits to the next, heads of the other exits left out."""

@@ -5,16 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_exitens import _checks as checks
 from keras_exitens._keras import constants_for_variables
-from keras_exitens._scores import handed_on
-from keras_exitens._stages.folding import fold
-from keras_exitens._stages.split import LOGITS, Stage, split
 
-__all__ = ["Chain", "FrozenStage", "fingerprint"]
+__all__ = ["FrozenStage"]
 
 
 class FrozenStage:
@@ -109,57 +105,3 @@ def _check_constant(graph: tf.Graph) -> None:
             received=f"operation {writers[0]!r}",
             fix="pass optimize=False, or take that layer out",
         )
-
-
-@tf.function(autograph=False)
-def fingerprint(variables: Sequence[tf.Variable]) -> tf.Tensor:
-    """A hash of the values of variables: `(variables, 8)` uint8; another one when a bit of them changes."""
-    hashes = [tf.fingerprint(tf.reshape(tf.convert_to_tensor(v), [1, -1]))[0] for v in variables]
-    return tf.stack(hashes)
-
-
-class Chain:
-    """The stages of a model: with its own weights, and with constants in their place.
-
-    A plain object, so that Keras does not track (and save) the layers a second time.
-    """
-
-    def __init__(self, model: keras.Model, exits: Sequence[str]) -> None:
-        self.live = split(model, exits)
-        self._weights = [v.value for v in model.variables]
-        self._frozen: list[FrozenStage] | None = None
-        self._frozen_from = np.zeros((0, 8), "uint8")
-
-    def outdated(self) -> bool:
-        """Whether the constants are not there yet, or no longer the weights."""
-        return self._frozen is None or not np.array_equal(self._frozen_from, fingerprint(self._weights))
-
-    def current(self) -> list[FrozenStage]:
-        """Stages with the weights as constants, as the weights are now."""
-        if self._frozen is None or self.outdated():
-            self._frozen_from = fingerprint(self._weights).numpy()
-            folded = [fold(stage.model) for stage in self.live]
-            models = folded if _agree(self.live, folded) else [stage.model for stage in self.live]
-            carried = [stage.carried for stage in self.live]
-            self._frozen = [
-                FrozenStage(*pair, for_tensorflow=True) for pair in zip(models, carried, strict=True)
-            ]
-        return self._frozen
-
-
-def _agree(stages: Sequence[Stage], folded: Sequence[keras.Model]) -> bool:
-    """Whether folding changes no logit by more than 1e-5 of the largest, on two random images."""
-    (images,) = (t for stage in stages[:1] for t in stage.model.inputs)
-    height, width, channels = (64 if size is None else size for size in images.shape[1:])
-    rng = np.random.default_rng(0)
-    values = {stages[0].inputs[0]: tf.constant(rng.normal(size=(2, height, width, channels)), images.dtype)}
-    others = values
-    for stage, model in zip(stages, folded, strict=True):
-        made = stage(values)
-        by_folded = model({name: others[name] for name in stage.inputs}, training=False)
-        difference = tf.reduce_max(tf.abs(made[LOGITS] - by_folded[LOGITS]))
-        if not difference <= 1e-5 * tf.reduce_max(tf.abs(made[LOGITS])):
-            return False
-        values = handed_on(values, made, stage.carried)
-        others = handed_on(others, by_folded, stage.carried)
-    return True

@@ -41,7 +41,7 @@ def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) ->
     checks.number("repeats", repeats, low=1)
     pieces = split_heads(model)
     functions = [tf.function(_inference(piece), autograph=False) for _, _, piece, _ in pieces]
-    (images,) = model.inputs
+    images = ExitNetwork.of(model).image
     shape = [batch_size, *(NOMINAL_SIZE if size is None else size for size in images.shape[1:])]
     images_given = tf.cast(np.random.default_rng(0).normal(size=shape), images.dtype)
     times: list[list[float]] = [[] for _ in pieces]

@@ -253,9 +253,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
 
     def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         """Logits of one batch; see `keras.Model.predict_on_batch`."""
-        rows = len(keras.tree.flatten(x)[0])
-        # Every replica gets the whole batch, and Keras gives the outputs of all of them.
-        return keras.tree.map_structure(lambda logits: logits[:rows], super().predict_on_batch(x))
+        return replicas.of_one(super().predict_on_batch(x), rows=len(keras.tree.flatten(x)[0]))
 
     def _run(self, x: Tensor, training: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Outputs and features of this replica's rows, of which there may be none."""
