@@ -15,6 +15,7 @@ __all__ = [
     "LocalSymbolicBuild",
     "OperationCall",
     "averaged_function",
+    "callback_state",
     "call_that_made",
     "constants_for_variables",
     "direction",
@@ -26,8 +27,10 @@ __all__ = [
     "loss_scale",
     "loss_tracker",
     "operation_that_made",
+    "set_callback_state",
     "set_direction",
     "single_call",
+    "skip_epochs",
     "takes_training",
     "trace_predict_again",
 ]
@@ -167,6 +170,41 @@ class LocalSymbolicBuild:
 def first_local(strategy: Any, values: Any) -> Any:
     """From a structure of values of all replicas, those of the first replica of this process."""
     return tree.map_structure(lambda value: strategy.experimental_local_results(value)[0], values)
+
+
+def skip_epochs(model: keras.Model, number: int) -> None:
+    """Has the `fit` that is beginning start at epoch `number`, counted from 0; as `BackupAndRestore` does.
+
+    `fit` alone would train whatever a callback says before the first batch. 0 undoes it: Keras does not.
+    """
+    model._initial_epoch = number or None
+
+
+# Callbacks: `keras/src/callbacks/`. Nothing public gives what they carry from batch to batch and from epoch to
+# epoch.
+
+_SAVED_AT = ("best", "_batches_seen_since_last_saving", "_last_batch_seen")
+_CARRIED: dict[Any, tuple[str, ...]] = {
+    keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_weights", "best_epoch"),
+    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
+    keras.callbacks.ModelCheckpoint: _SAVED_AT,
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
+    keras.callbacks.TensorBoard: ("_global_train_batch", "_global_test_batch"),
+}
+if hasattr(keras.callbacks, "OrbaxCheckpoint"):  # since Keras 3.14
+    _CARRIED[keras.callbacks.OrbaxCheckpoint] = (*_SAVED_AT, "_total_batches_seen")
+
+
+def callback_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """What one of Keras's callbacks carries on; nothing for any other callback."""
+    names = next((names for kind, names in _CARRIED.items() if isinstance(callback, kind)), ())
+    return {name: getattr(callback, name) for name in names}
+
+
+def set_callback_state(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None:
+    """Gives a callback what `callback_state` of another one said."""
+    for name, value in state.items():
+        setattr(callback, name, value)
 
 
 # Optimizers: `keras/src/optimizers/loss_scale_optimizer.py`.

@@ -1,6 +1,8 @@
 """`StepBackup`: a training that was killed goes on at the step where it was."""
 
+import collections
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,17 +10,11 @@ import keras
 
 from keras_exitens import _checks as checks
 from keras_exitens._inputs import replicas
+from keras_exitens._keras import callback_state, set_callback_state, skip_epochs
 from keras_exitens._types import Logs, Path
 from keras_exitens.callbacks import backup_file
 
 __all__ = ["StepBackup"]
-
-# What Keras's own callbacks carry from epoch to epoch. Others take part by get_state() and set_state(state).
-_CARRIED = {
-    keras.callbacks.EarlyStopping: ("best", "wait", "stopped_epoch", "best_weights", "best_epoch"),
-    keras.callbacks.ReduceLROnPlateau: ("best", "wait", "cooldown_counter"),
-    keras.callbacks.ModelCheckpoint: ("best",),
-}
 
 
 class StepBackup(keras.callbacks.Callback):
@@ -30,9 +26,16 @@ class StepBackup(keras.callbacks.Callback):
     step, as those of `data.load`, a run that is killed and resumed ends with the weights of one that was not,
     bit for bit where the operations themselves are deterministic.
 
-    `fit` runs it after all other callbacks, whose state it keeps too: that of `EarlyStopping`,
-    `ReduceLROnPlateau`, `ModelCheckpoint`, and of any with methods `get_state()` and `set_state(state)`, a
-    dict of numbers, strings and arrays. The `History` that `fit` returns begins with the resumed epoch.
+    `fit` runs it after all other callbacks, whose state it keeps too: that of all of Keras's
+    (`EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint`, `SwapEMAWeights`, `TensorBoard`), and of any
+    with methods `get_state()` and `set_state(state)`, a dict of numbers, strings and arrays. They are told apart by their
+    classes and by what they monitor; where one is missing, or has no state in the backup, a warning names it.
+    `CSVLogger` goes on in its file. `BackupAndRestore` is refused: both would resume. The `History` that
+    `fit` returns begins with the resumed epoch.
+
+    A training that a callback stopped, as `EarlyStopping` does, stays stopped: run again, `fit` trains
+    nothing, says so, and leaves the weights that the first run left. To train on, set `stopped` to False
+    after `restore`.
 
     With several workers all call `restore`, and the chief alone writes: the folder must be one that all see.
     When the disk is full it warns, keeps the last backup, and tries again the next time.
@@ -40,6 +43,10 @@ class StepBackup(keras.callbacks.Callback):
     Args:
         path: path of the file.
         every: int ≥ 1, steps between backups within an epoch. Defaults to 500.
+
+    Attributes:
+        step: int, steps done in all epochs.
+        stopped: bool, whether a callback ended the training of the backup.
 
     Raises:
         ValueError: `every` is not a whole number of at least 1.
@@ -57,7 +64,8 @@ class StepBackup(keras.callbacks.Callback):
         super().__init__()
         self.path = pathlib.Path(path)
         self.every = checks.whole("every", every, low=1)
-        self.step = 0  # of all epochs
+        self.step = 0
+        self.stopped = False
         self._saved = 0
         self._others: Any = None
         self._pending: Any = None  # facts and arrays that on_epoch_begin has still to put back
@@ -101,6 +109,7 @@ class StepBackup(keras.callbacks.Callback):
             for name, variable in variables.items():
                 variable.assign(arrays[name])
             self.step = self._saved = facts["step"]
+            self.stopped = facts.get("stopped", False)
             self._skipped, self._pending = facts["epoch_step"], (facts, arrays)
             break
         else:
@@ -111,6 +120,13 @@ class StepBackup(keras.callbacks.Callback):
 
     def among(self, callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
         """The callbacks of a `fit` in the order in which they must act: this one last."""
+        if any(isinstance(callback, keras.callbacks.BackupAndRestore) for callback in callbacks):
+            raise checks.error(
+                "StepBackup and BackupAndRestore would both resume the training.",
+                expected="one of them",
+                received="both among the callbacks",
+                fix="leave BackupAndRestore out: StepBackup keeps all that it keeps, and the step",
+            )
         self._others = [c for c in callbacks if c is not self and not isinstance(c, _ShortEpoch)]
         return [_ShortEpoch(self), *self._others, self]
 
@@ -121,6 +137,42 @@ class StepBackup(keras.callbacks.Callback):
                 expected="the fit of an ExitEnsembleDistiller, which tells it",
                 received=f"the fit of a {type(self.model).__name__}",
                 fix="use keras.callbacks.BackupAndRestore for other models",
+            )
+        if self._pending is None:
+            return
+        # All other callbacks have begun, and no epoch has: what they reset is put back.
+        self._restore_others(*self._pending)
+        if self.stopped:
+            checks.warn(
+                f"The training in {self.path} was stopped by a callback after step {self.step}: nothing more "
+                "is trained. To train on, set `stopped = False` after restore()."
+            )
+            skip_epochs(self.model, self.params["epochs"])
+            self._pending, self._skipped = None, 0
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        skip_epochs(self.model, 0)
+
+    def _restore_others(self, facts: dict[str, Any], arrays: backup_file.Arrays) -> None:
+        """Gives the other callbacks their states: by class and by what they monitor, in their order."""
+        saved: dict[str, list[Any]] = collections.defaultdict(list)
+        for kind, state, *monitored in facts["callbacks"]:
+            if state := backup_file.unpacked(state, arrays):
+                saved[kind].append((monitored, state))
+        without = []
+        for callback in self._others:
+            states = saved[type(callback).__name__]
+            if not states:
+                without += [type(callback).__name__] if _state(callback) else []
+                continue
+            same = [i for i, (monitored, _) in enumerate(states) if monitored == _monitored(callback)]
+            _set_state(callback, states.pop(same[0] if same else 0)[1])
+        missing = [kind for kind, states in saved.items() for _ in states]
+        if without or missing:
+            checks.warn(
+                "The callbacks are not those of the backup. "
+                + (f"Begins anew: {', '.join(without)}. " if without else "")
+                + (f"No longer there, although it has a state: {', '.join(missing)}." if missing else "")
             )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -139,9 +191,6 @@ class StepBackup(keras.callbacks.Callback):
         if self._skipped:
             for name, variable in _named("metric", self.model.metrics_variables).items():
                 variable.assign(arrays[name])
-        for callback, (kind, state) in zip(self._others, facts["callbacks"], strict=False):
-            if kind == type(callback).__name__:
-                _set_state(callback, backup_file.unpacked(state, arrays))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += batch + 1 - self._seen
@@ -153,7 +202,15 @@ class StepBackup(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._skipped = self._seen = 0
+        self.stopped = bool(self.model.stop_training)
         self._save(epoch + 1, 0)
+
+    def begin(self) -> None:
+        """Before any callback begins: files of the resumed training are gone on with."""
+        if self._pending is not None:
+            for callback in self._others:
+                if isinstance(callback, keras.callbacks.CSVLogger):
+                    callback.append = True
 
     def left_of_epoch(self, steps: int) -> int | None:
         """How many of the steps of an epoch a resumed one still has; `None` where it is whole."""
@@ -171,9 +228,10 @@ class StepBackup(keras.callbacks.Callback):
             "step": self.step,
             "epoch": epoch,
             "epoch_step": epoch_step,
+            "stopped": self.stopped,
             "variables": _described(variables),
             "callbacks": [
-                (type(callback).__name__, backup_file.packed(_state(callback), arrays))
+                (type(callback).__name__, backup_file.packed(_state(callback), arrays), *_monitored(callback))
                 for callback in self._others
             ],
         }
@@ -192,6 +250,9 @@ class _ShortEpoch(keras.callbacks.Callback):
         super().__init__()
         self.backup = backup
         self.cut = False
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        self.backup.begin()
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         left = self.backup.left_of_epoch(self.params.get("steps"))
@@ -217,11 +278,18 @@ def _described(variables: dict[str, keras.Variable]) -> list[list[Any]]:
     return [[v.name, list(v.shape), str(v.dtype)] for v in variables.values()]
 
 
+def _unnumbered(described: list[Any]) -> list[Any]:
+    """Without the numbers in automatic names, which count on in a process that makes a model again."""
+    name, *rest = described
+    return [re.sub(r"_\d+(?=_|$)", "", name), *rest]
+
+
 def _check(file: pathlib.Path, found: list[list[Any]], expected: list[list[Any]]) -> None:
     """Raises where a backup is one of another model."""
-    if found == expected:
+    pairs = zip(found, expected, strict=False)
+    other = next((pair for pair in pairs if _unnumbered(pair[0]) != _unnumbered(pair[1])), None)
+    if other is None and len(found) == len(expected):
         return
-    other = next((pair for pair in zip(found, expected, strict=False) if pair[0] != pair[1]), None)
     raise checks.error(
         f"{file} is the backup of another model, or of another optimizer.",
         expected=f"{len(expected)} variables" + (f", among them {other[1]}" if other else ""),
@@ -231,16 +299,17 @@ def _check(file: pathlib.Path, found: list[list[Any]], expected: list[list[Any]]
     )
 
 
+def _monitored(callback: keras.callbacks.Callback) -> list[str]:
+    """What tells a callback from others of its class."""
+    return [getattr(callback, "monitor", None) or ""]
+
+
 def _state(callback: keras.callbacks.Callback) -> Any:
-    if hasattr(callback, "get_state"):
-        return callback.get_state()
-    names = next((names for kind, names in _CARRIED.items() if isinstance(callback, kind)), ())
-    return {name: getattr(callback, name) for name in names}
+    return callback.get_state() if hasattr(callback, "get_state") else callback_state(callback)
 
 
 def _set_state(callback: keras.callbacks.Callback, state: Any) -> None:
     if hasattr(callback, "set_state"):
         callback.set_state(state)
     else:
-        for name, value in state.items():
-            setattr(callback, name, value)
+        set_callback_state(callback, state)
