@@ -27,6 +27,7 @@ __all__ = [
     "loss_scale",
     "loss_tracker",
     "operation_that_made",
+    "seen_as",
     "set_callback_state",
     "set_direction",
     "single_call",
@@ -117,6 +118,13 @@ def takes_training(operation: keras.Operation) -> bool:
     return getattr(operation, "_call_has_training_arg", False)
 
 
+def seen_as(layer: keras.layers.Layer, kind: type[keras.layers.Layer]) -> Any:
+    """A built layer as one of another class, with the same variables and settings, in calls of its own."""
+    view = object.__new__(kind)
+    vars(view).update(vars(layer), _inbound_nodes=[], _outbound_nodes=[])
+    return view
+
+
 # Metrics: `keras/src/metrics/`.
 
 
@@ -180,8 +188,7 @@ def skip_epochs(model: keras.Model, number: int) -> None:
     model._initial_epoch = number or None
 
 
-# Callbacks: `keras/src/callbacks/`. Nothing public gives what they carry from batch to batch and from epoch to
-# epoch.
+# Callbacks: `keras/src/callbacks/`. Nothing public gives what they carry from batch to batch and on.
 
 _SAVED_AT = ("best", "_batches_seen_since_last_saving", "_last_batch_seen")
 _CARRIED: dict[Any, tuple[str, ...]] = {

@@ -1,5 +1,6 @@
 """`ExitHyperModel`: a KerasTuner search over how a network gets its exits, and how they are trained."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ _OBJECTIVES = {
 }
 _CHOICES = ("exits", "placement", "head", "objective")
 _RANGES = ("temperature", "teacher_weight", "feature_weight", "learning_rate")
+_ACCURACIES = ("accuracy", "acc", "sparse_categorical_accuracy", "categorical_accuracy")
 _NETWORK = "network"  # not searched: says which backbone the trials are of
 
 
@@ -70,9 +72,11 @@ class ExitHyperModel(keras_tuner.HyperModel):
         feature_weight: number > 0, or (low, high). Defaults to `(0.003, 1.0)`.
         learning_rate: number > 0, or (low, high). Defaults to `(0.003, 0.3)`.
         optimizer: function that makes an optimizer from a learning rate. Default: SGD with momentum 0.9.
-        **compile_arguments: of `ExitEnsembleDistiller.compile`; `metrics` defaults to `["accuracy"]`.
+        **compile_arguments: of `ExitEnsembleDistiller.compile`; `metrics` defaults to `["accuracy"]`, and
+            accuracy is measured in any case.
 
     Raises:
+        TypeError: `backbone` is no function without arguments.
         ValueError: an argument is none of the known values or out of range; nothing is left to search.
         ImportError: KerasTuner is not installed.
 
@@ -102,10 +106,16 @@ class ExitHyperModel(keras_tuner.HyperModel):
         **compile_arguments: Any,
     ) -> None:
         super().__init__()
+        _check_backbone(backbone)
         self.policy = keras.config.dtype_policy()
         self.backbone = backbone
         self.optimizer = optimizer or (lambda rate: keras.optimizers.SGD(rate, momentum=0.9))
-        self.compile_arguments = {"metrics": ["accuracy"], **compile_arguments}
+        metrics = compile_arguments.get("metrics") or []
+        metrics = [*metrics] if isinstance(metrics, list | tuple) else [metrics]
+        accuracies = [name for name in map(_accuracy_name, metrics) if name]
+        self.accuracy = [*accuracies, "accuracy"][0]  # what `val_tradeoff` is made of
+        metrics += [] if accuracies else ["accuracy"]
+        self.compile_arguments = {**compile_arguments, "metrics": metrics}
         given = {"exits": exits, "placement": placement, "head": head, "objective": objective}
         self.choices = {name: _several(name, value) for name, value in given.items()}
         for name in self.choices["objective"]:
@@ -149,8 +159,16 @@ class ExitHyperModel(keras_tuner.HyperModel):
         callbacks: Sequence[keras.callbacks.Callback] = (),
         **kwargs: Any,
     ) -> keras.callbacks.History:
-        """Trains one trial; logs `val_tradeoff` beside the metrics of `compile`."""
-        callbacks = [_LogTradeoff(), *(callbacks or ())]  # first: the tuner's own callbacks read it
+        """Trains one trial; logs `val_tradeoff` beside the metrics of `compile`.
+
+        Raises:
+            keras_tuner.errors.FatalValueError: what the tuner searches for is not logged.
+        """
+        callbacks = list(callbacks or ())
+        wanted = [goal for goal in (getattr(c, "objective", None) for c in callbacks) if goal is not None]
+        every_epoch = kwargs.get("validation_freq", 1) == 1
+        # First: the tuner's own callbacks read what it logs.
+        callbacks = [_LogTradeoff(self.accuracy, wanted if every_epoch else ()), *callbacks]
         return model.fit(*args, callbacks=callbacks, **kwargs)
 
     def _chosen(self, hp: keras_tuner.HyperParameters, name: str) -> Any:
@@ -216,15 +234,67 @@ def tradeoff_area(accuracies: Sequence[float], costs: Sequence[float], budget: f
 
 
 class _LogTradeoff(keras.callbacks.Callback):
+    """Logs `val_tradeoff` after each epoch, and looks whether all is logged that the tuner searches for."""
+
+    def __init__(self, accuracy: str, wanted: Sequence[Any]) -> None:
+        super().__init__()
+        self.accuracy = accuracy
+        self.wanted = wanted
+
     def on_train_begin(self, logs: Logs = None) -> None:
         network = cost(self.model.model)
         self._costs, self._budget = network.cumulative, network.backbone
         self._names = exit_names(self.model.model)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        wanted = [f"val_{name}_accuracy" for name in self._names]
-        if logs is not None and all(name in logs for name in wanted):
-            logs["val_tradeoff"] = tradeoff_area([logs[name] for name in wanted], self._costs, self._budget)
+        logs = {} if logs is None else logs
+        measured = [f"val_{name}_{self.accuracy}" for name in self._names]
+        if all(name in logs for name in measured):
+            logs["val_tradeoff"] = tradeoff_area([logs[name] for name in measured], self._costs, self._budget)
+        for goal in self.wanted:
+            if not goal.has_value(logs):
+                raise checks.error(
+                    "What the tuner searches for is not logged.",
+                    expected=f"{getattr(goal, 'name', goal)} among the logs of an epoch",
+                    received=", ".join(sorted(logs)),
+                    fix="name one of these in keras_tuner.Objective"
+                    if any(name.startswith("val_") for name in logs)
+                    else "pass validation_data to search, or name one of these in keras_tuner.Objective",
+                    kind=keras_tuner.errors.FatalValueError,
+                )
+
+
+def _accuracy_name(metric: Any) -> str | None:
+    """The name under which a metric logs the accuracy; `None` where it measures something else."""
+    if isinstance(metric, str):
+        return metric if metric.lower() in _ACCURACIES else None
+    ranked = (keras.metrics.SparseCategoricalAccuracy, keras.metrics.CategoricalAccuracy)
+    return metric.name if isinstance(metric, ranked) else None
+
+
+def _check_backbone(backbone: Any) -> None:
+    takes = "a function without arguments that gives a new network"
+    if not callable(backbone) or isinstance(backbone, keras.Model):
+        raise checks.error(
+            "`backbone` is not a function.",
+            expected=takes,
+            received=repr(backbone),
+            fix="lambda: keras.models.clone_model(network), or lambda: kx.applications.ResNet18(...)",
+            kind=TypeError,
+        )
+    try:
+        inspect.signature(backbone).bind()
+    except TypeError as cause:
+        raise checks.error(
+            "`backbone` takes arguments.",
+            expected=takes,
+            received=f"a function {inspect.signature(backbone)}",
+            fix="leave the hyperparameters to this class, which searches exits and objectives over one "
+            "network: lambda: kx.applications.ResNet18(...)",
+            kind=TypeError,
+        ) from cause
+    except ValueError:  # no signature, as of functions written in C
+        pass
 
 
 def _several(name: str, value: Any) -> tuple[Any, ...]:

@@ -12,13 +12,14 @@ from keras import layers
 from keras_exitens import _checks as checks
 from keras_exitens._attach.heads import HEADS, apply_head
 from keras_exitens._attach.placement import place
-from keras_exitens._graph.dag import Graph, Shape, is_map, spatial_size
+from keras_exitens._graph.dag import Graph, Shape, Step, Values, is_map, rebuilt, spatial_size
 from keras_exitens._graph.flattening import flatten
-from keras_exitens._keras import is_functional
+from keras_exitens._keras import is_functional, seen_as
 from keras_exitens._network.classifier import find_classifier, last_map
 from keras_exitens._network.costs import cost
 from keras_exitens._network.exit_logits import ExitLogits, data_format_of
 from keras_exitens._network.exit_network import FINAL, ExitNetwork
+from keras_exitens.applications.grouped import GroupedConv2D
 
 __all__ = ["add_exits", "strip_exits"]
 
@@ -121,7 +122,9 @@ def strip_exits(
         model: the result of `add_exits`.
         exit: name of the exit to end at; `"final"` (default) gives the user's own network back.
         activation: `"restore"` (default): the output is activated as in the user's model, and the result
-            holds only Keras's own layers (and those of the user). `None`: the output is the logits.
+            holds only Keras's own layers (and those of the user): a saved file of it loads without this
+            library. The grouped convolutions of `applications` become `keras.layers.Conv2D`, with the same
+            variables. `None`: the output is the logits.
 
     Returns:
         A functional `keras.Model` with one output, `(batch, classes)`; `(batch, 1)` where the activation of
@@ -144,7 +147,21 @@ def strip_exits(
         and found.activation is not keras.activations.linear
     ):
         output = layers.Activation(found.activation, dtype="float32", name=f"{exit}_activation")(output)
-    return keras.Model(network.inputs, output, name=model.name)
+    return _with_kerass_own(keras.Model(network.inputs, output, name=model.name))
+
+
+def _with_kerass_own(model: keras.Model) -> keras.Model:
+    """The model with Keras's convolutions in place of our grouped ones, variables shared."""
+    graph = Graph.of(model)
+    ours = {id(op): op for op in (step.operation for step in graph.steps) if isinstance(op, GroupedConv2D)}
+    if not ours:
+        return model
+    plain = {key: seen_as(layer, layers.Conv2D) for key, layer in ours.items()}
+
+    def call(step: Step, values: Values) -> Any:
+        return step.call(values, plain.get(id(step.operation)))
+
+    return rebuilt(graph, model.input, model.output, call, model.name)
 
 
 def _check_backbone(model: keras.Model) -> None:

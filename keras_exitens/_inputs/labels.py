@@ -31,9 +31,9 @@ _SUM_TOLERANCE = 0.02  # of bfloat16, and of rows rounded by hand
 
 def one_hot(y: Tensor, classes: int, dtype: str = "float32") -> Tensor:
     """One-hot rows of class ids. Ids out of range are an error on the CPU, as in sparse cross-entropy."""
-    looked_up = tf.gather(tf.zeros(classes, tf.int8), y)  # for its error: `tf.one_hot` makes rows of zeros
-    with tf.control_dependencies([looked_up]):
-        return tf.one_hot(y, classes, dtype=dtype)
+    # Looked up for the error alone, and added so that no optimizer leaves it out: `tf.one_hot` has none.
+    nothing = tf.gather(tf.zeros(classes, y.dtype), y)
+    return tf.one_hot(y + nothing, classes, dtype=dtype)
 
 
 def standard_labels(y: Tensor, classes: int) -> Tensor:

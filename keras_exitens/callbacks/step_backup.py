@@ -28,10 +28,10 @@ class StepBackup(keras.callbacks.Callback):
 
     `fit` runs it after all other callbacks, whose state it keeps too: that of all of Keras's
     (`EarlyStopping`, `ReduceLROnPlateau`, `ModelCheckpoint`, `SwapEMAWeights`, `TensorBoard`), and of any
-    with methods `get_state()` and `set_state(state)`, a dict of numbers, strings and arrays. They are told apart by their
-    classes and by what they monitor; where one is missing, or has no state in the backup, a warning names it.
-    `CSVLogger` goes on in its file. `BackupAndRestore` is refused: both would resume. The `History` that
-    `fit` returns begins with the resumed epoch.
+    with methods `get_state()` and `set_state(state)`, a dict of numbers, strings and arrays. They are told
+    apart by their classes and by what they monitor; where one is missing, or has no state in the backup, a
+    warning names it. `CSVLogger` goes on in its file. `BackupAndRestore` is refused: both would resume. The
+    `History` that `fit` returns begins with the resumed epoch.
 
     A training that a callback stopped, as `EarlyStopping` does, stays stopped: run again, `fit` trains
     nothing, says so, and leaves the weights that the first run left. To train on, set `stopped` to False
@@ -188,7 +188,7 @@ class StepBackup(keras.callbacks.Callback):
                 fix="fit(**splits.fit_arguments(epochs, start=backup.restore(distiller))), or the like: "
                 "x from that step on, initial_epoch and steps_per_epoch",
             )
-        if self._skipped:
+        if self._skipped and facts.get("metrics", True):
             for name, variable in _named("metric", self.model.metrics_variables).items():
                 variable.assign(arrays[name])
 
@@ -201,9 +201,13 @@ class StepBackup(keras.callbacks.Callback):
             self._save(self._epoch, done)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        done, steps = self._skipped + self._seen, self.params.get("steps")
         self._skipped = self._seen = 0
         self.stopped = bool(self.model.stop_training)
-        self._save(epoch + 1, 0)
+        if self.stopped and steps and done < steps:
+            self._save(epoch, done, metrics=False)  # those of the validation are there by now
+        else:
+            self._save(epoch + 1, 0)
 
     def begin(self) -> None:
         """Before any callback begins: files of the resumed training are gone on with."""
@@ -216,7 +220,7 @@ class StepBackup(keras.callbacks.Callback):
         """How many of the steps of an epoch a resumed one still has; `None` where it is whole."""
         return steps - self._skipped if self._skipped else None
 
-    def _save(self, epoch: int, epoch_step: int) -> None:
+    def _save(self, epoch: int, epoch_step: int, *, metrics: bool = True) -> None:
         variables = _variables(self.model)
         named = {**variables, **_named("metric", self.model.metrics_variables)}
         # Every worker reads: a metric is the sum of all workers' parts.
@@ -229,6 +233,7 @@ class StepBackup(keras.callbacks.Callback):
             "epoch": epoch,
             "epoch_step": epoch_step,
             "stopped": self.stopped,
+            "metrics": metrics,
             "variables": _described(variables),
             "callbacks": [
                 (type(callback).__name__, backup_file.packed(_state(callback), arrays), *_monitored(callback))
