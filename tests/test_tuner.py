@@ -1,5 +1,6 @@
 """Searches over exits, objectives and learning rates, with every tuner of KerasTuner."""
 
+import functools
 import json
 import os
 import pathlib
@@ -220,8 +221,8 @@ WORKER = """
 import sys
 import keras_tuner, searches
 options = {"directory": sys.argv[1], "project_name": "p", "seed": 1}
-tuner = keras_tuner.RandomSearch(searches.space(), searches.GOAL, max_trials=4, **options)
-found = searches.search(tuner)
+tuner = keras_tuner.RandomSearch(space(), GOAL, max_trials=4, **options)
+found = search(tuner)
 print("trials of", found.tuner_id, len(found.oracle.get_best_trials(9)))
 """
 
@@ -250,3 +251,69 @@ def test_a_chief_and_two_workers_share_a_search(tmp_path):
     assert len(trials) == 4
     statuses = [json.loads(path.read_text())["status"] for path in trials]
     assert statuses == ["COMPLETED"] * 4
+
+
+M = keras.metrics
+METRICS = {
+    "acc": ["acc"],
+    "none": None,
+    "others alone": ["crossentropy", M.SparseTopKCategoricalAccuracy(k=2)],
+    "one": "accuracy",
+    "an object": [M.SparseCategoricalAccuracy(name="right"), "acc"],
+    "of one-hot rows": (M.CategoricalAccuracy(),),
+    "by its long name": ["ce", "sparse_categorical_accuracy"],
+}
+
+
+@pytest.mark.parametrize("metrics", METRICS.values(), ids=METRICS.keys())
+def test_the_tradeoff_is_logged_whatever_is_measured(metrics, tmp_path):
+    tuner = keras_tuner.RandomSearch(space(metrics=metrics), GOAL, max_trials=1, directory=tmp_path)
+    search(tuner)
+    (trial,) = tuner.oracle.trials.values()
+    assert 0 < trial.score <= 1
+
+
+@pytest.mark.parametrize("goal", ["val_tradeof", "val_final_acc", ["val_tradeoff", "val_finale_accuracy"]])
+def test_a_goal_that_is_not_logged_ends_the_search(goal, tmp_path):
+    goals = [keras_tuner.Objective(name, "max") for name in (goal if isinstance(goal, list) else [goal])]
+    tuner = keras_tuner.RandomSearch(
+        space(), goals if len(goals) > 1 else goals[0], max_trials=1, directory=tmp_path
+    )
+    with pytest.raises(keras_tuner.errors.FatalValueError, match=r"(?s)not logged.*val_final_accuracy"):
+        search(tuner)
+
+
+def test_a_search_without_validation_data_ends(tmp_path):
+    x, y = data()
+    tuner = keras_tuner.RandomSearch(space(), GOAL, max_trials=1, directory=tmp_path)
+    with pytest.raises(keras_tuner.errors.FatalValueError, match=r"(?s)not logged.*validation_data"):
+        tuner.search(x, y, epochs=1, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "backbone, words",
+    [
+        (lambda hp: backbone(), r"takes arguments.*function \(hp\)"),
+        (lambda *, width: backbone(), r"takes arguments"),
+        (backbone(), r"not a function.*clone_model"),
+        ("ResNet18", r"not a function"),
+        (None, r"not a function"),
+    ],
+    ids=["hp", "keyword", "model", "name", "None"],
+)
+def test_what_gives_no_network_is_refused(backbone, words):
+    with pytest.raises(TypeError, match=f"(?s){words}"):
+        kx.tuner.ExitHyperModel(backbone)
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        lambda width=1: backbone(),
+        functools.partial(lambda n: backbone(), 3),
+        keras.Sequential,
+    ],
+    ids=["default", "partial", "class"],
+)
+def test_functions_that_may_be_called_without_arguments_are_taken(backbone):
+    assert kx.tuner.ExitHyperModel(backbone).backbone is backbone

@@ -451,3 +451,46 @@ def test_docstrings_are_complete_and_their_examples_run():
         scope = {"keras_exitens": keras_exitens}
         exec(example, scope)
         assert isinstance(scope["model"], keras.Model)
+
+
+LOAD = """if True:
+    import sys
+    import keras, numpy as np
+    model = keras.models.load_model(sys.argv[1])
+    found = model.predict(np.load(sys.argv[2])["x"], verbose=0)
+    assert not any(name.startswith("keras_exitens") for name in sys.modules)
+    np.testing.assert_allclose(found, np.load(sys.argv[2])["y"], atol=1e-6)
+"""
+
+
+@pytest.mark.parametrize("name", applications.__all__)
+def test_a_stripped_network_needs_nothing_of_this_library(name, tmp_path):
+    width = 0.125 if "ResNeXt" in name else 0.0625
+    model = keras_exitens.add_exits(getattr(applications, name)(input_shape=(32, 32, 3), width=width), 2)
+    plain = keras_exitens.strip_exits(model)
+    assert {type(layer).__module__.partition(".")[0] for layer in plain.layers} == {"keras"}
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
+    final = keras_exitens.strip_exits(model, activation=None)
+    np.testing.assert_allclose(plain(x), tf.nn.softmax(final(x)), atol=1e-6)
+    if name not in ("ResNeXt29", "ResNeXt50", "VGG11"):
+        return
+    # The variables are those of the model, and the layers take part in both.
+    assert {id(v) for v in plain.variables} <= {id(v) for v in model.variables}
+    plain.set_weights([w * 0.9 for w in plain.get_weights()])
+    np.testing.assert_allclose(plain(x), tf.nn.softmax(model(x)["final"]), atol=1e-6)
+    early = keras_exitens.strip_exits(model, "exit_1")
+    np.testing.assert_allclose(early(x), tf.nn.softmax(model(x)["exit_1"]), atol=1e-6)
+    again = keras_exitens.strip_exits(keras_exitens.add_exits(plain, 1))
+    np.testing.assert_allclose(again(x), plain(x), atol=1e-6)
+    plain.save(tmp_path / "plain.keras")
+    np.savez(tmp_path / "expected.npz", x=x, y=plain.predict(x, verbose=0))
+    command = [
+        sys.executable,
+        "-I",
+        "-c",
+        LOAD,
+        str(tmp_path / "plain.keras"),
+        str(tmp_path / "expected.npz"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
