@@ -9,7 +9,9 @@ greatest, and the first round does not count.
 
 - `routing`: the ideal time is the sum over the stages of a stage's own time at the number of rows that reach
   it. Beside it: its time at the full batch times the share of rows, and the multiply-adds alone.
-- `single`: batch 1, every exit disabled beside the plain network, and leaving at exit 1 beside stage 1.
+- `single`: batch 1 by `predict_on_batch`, as users call it: every exit disabled beside the plain network,
+  leaving at exit 1 beside stage 1, with `optimize=True` and without. `large`: the same for networks of 17 and
+  34 million weights whose first exit comes early.
 - `optimize`: constants and folded normalisation beside the plain Keras graph, nobody leaving; bfloat16 too.
 - `earlyon`: the same network, weights, exits and shares in earlyon (PyTorch); `--torch` names a Python that
   has it. Split into the kernels (full network beside full network) and the routing.
@@ -31,6 +33,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -148,26 +151,68 @@ def routing(model, batch, shares, rounds):
 
 
 def single(model, rounds):
-    x = images(1)
-    plain = compiled(lambda images: kx.strip_exits(model, activation=None)(images, training=False))
-    never = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(0.5, enabled=False)).route)
-    first = compiled(kx.EarlyExit(model, kx.policies.MaxProbability(float("-inf"))).route)
-    stage_1 = split(model)[0]
-    stage = compiled(lambda images: stage_1(dict.fromkeys(stage_1.inputs, images))["logits"])
-    times = in_turns(
-        {
-            "plain": lambda: plain(x),
-            "never": lambda: never(x),
-            "first": lambda: first(x),
-            "stage": lambda: stage(x),
-        },
-        rounds,
-    )
+    """What users call, `predict_on_batch` and the model itself, on one image."""
+    x = np.asarray(images(1))
+    never, first = kx.policies.MaxProbability(0.5, enabled=False), kx.policies.MaxProbability(float("-inf"))
+    plain = kx.strip_exits(model, activation=None)
+    stage = split(model)[0]
+    given = dict.fromkeys(stage.inputs, x)
+    calls = {
+        "plain": lambda: plain.predict_on_batch(x),
+        "stage 1": lambda: stage.model.predict_on_batch(given)["logits"],
+        "plain, called": lambda: np.asarray(plain(x, training=False)),
+    }
+    called = kx.EarlyExit(model, never)
+    calls["never, called"] = lambda: called(x)["logits"].numpy()
+    for name, policy in (("never", never), ("exit 1", first)):
+        for mode, flag in (("", False), (", optimized", True)):
+            early = kx.EarlyExit(model, policy, optimize=flag)
+            calls[name + mode] = lambda early=early: early.predict_on_batch(x)["logits"]
+    times = in_turns(timed(calls), rounds)
     return {
         "milliseconds": {name: statistics.median(t) * 1e3 for name, t in times.items()},
         "every exit disabled / plain network": ratio(times["never"], times["plain"]),
-        "leaving at exit 1 / stage 1": ratio(times["first"], times["stage"]),
+        "every exit disabled, optimized / plain network": ratio(times["never, optimized"], times["plain"]),
+        "leaving at exit 1 / stage 1": ratio(times["exit 1"], times["stage 1"]),
+        "leaving at exit 1, optimized / not": ratio(times["exit 1, optimized"], times["exit 1"]),
+        "called, every exit disabled / plain network": ratio(times["never, called"], times["plain, called"]),
     }
+
+
+def timed(calls):
+    """The calls, each of which gives its own seconds: they return arrays."""
+
+    def seconds(call):
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+
+    return {name: functools.partial(seconds, call) for name, call in calls.items()}
+
+
+def large(width, rounds):
+    """A small stage before exit 1, and a dense layer of `width` units, millions of weights, after it."""
+    keras.utils.set_random_seed(0)
+    layers = keras.layers
+    inputs = keras.Input((16, 16, 16))
+    x = layers.MaxPooling2D()(layers.Conv2D(16, 3, padding="same", activation="relu")(inputs))
+    x = layers.Conv2D(64, 3, padding="same", activation="relu")(x)
+    x = layers.Dense(width, activation="relu")(layers.Flatten()(x))
+    backbone = keras.Model(inputs, layers.Dense(3)(x))
+    model = kx.add_exits(backbone, 1, head="linear", placement="stage")
+    image = np.random.default_rng(0).normal(size=(1, 16, 16, 16)).astype("float32")
+    policies = {"exit 1": 0.0, "the end": float("inf")}
+    calls = {}
+    for name, threshold in policies.items():
+        for mode, flag in (("", False), (", optimized", True)):
+            early = kx.EarlyExit(model, kx.policies.MaxProbability(threshold), optimize=flag)
+            calls[name + mode] = lambda early=early: early.predict_on_batch(image)
+    times = in_turns(timed(calls), rounds)
+    report = {"weights": model.count_params()}
+    report["milliseconds"] = {name: statistics.median(t) * 1e3 for name, t in times.items()}
+    for name in policies:
+        report[f"{name}, optimized / not"] = ratio(times[f"{name}, optimized"], times[name])
+    return report
 
 
 def optimize(batch, rounds):
@@ -297,7 +342,7 @@ def picture(figures, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parts = ("routing", "single", "optimize", "earlyon", "memory")
+    parts = ("routing", "single", "large", "optimize", "earlyon", "memory")
     parser.add_argument("--parts", nargs="+", choices=parts, default=[p for p in parts if p != "earlyon"])
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--earlyon-batches", type=int, nargs="+", default=[1, 16, 64])
@@ -314,6 +359,8 @@ def main():
 
     if "single" in args.parts:
         measure("single", lambda: single(network(), 5 * args.rounds))
+    for width in (4096, 8192) if "large" in args.parts else ():
+        measure(f"large {width}", functools.partial(large, width, 5 * args.rounds))
     for batch in (1, 16) if "optimize" in args.parts else ():
         rounds = args.rounds * (5 if batch == 1 else 1)
         measure(f"optimize {batch}", functools.partial(optimize, batch, rounds))

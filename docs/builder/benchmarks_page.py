@@ -15,6 +15,7 @@ TITLES = {
     "scaling": "Several devices",
     "kill_points": "Killed and resumed",
     "precision_accuracy": "Half precision",
+    "many_classes": "Many classes",
     "inference_speed": "Early exit in TensorFlow",
     "deployment_speed": "Early exit on other runtimes",
     "calibration_speed": "Calibration",
