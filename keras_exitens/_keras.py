@@ -118,10 +118,10 @@ def takes_training(operation: keras.Operation) -> bool:
     return getattr(operation, "_call_has_training_arg", False)
 
 
-def seen_as(layer: keras.layers.Layer, kind: type[keras.layers.Layer]) -> Any:
+def seen_as(layer: keras.layers.Layer, kind: type[keras.layers.Layer], name: str) -> Any:
     """A built layer as one of another class, with the same variables and settings, in calls of its own."""
     view = object.__new__(kind)
-    vars(view).update(vars(layer), _inbound_nodes=[], _outbound_nodes=[])
+    vars(view).update(vars(layer), name=name, _inbound_nodes=[], _outbound_nodes=[])
     return view
 
 

@@ -153,13 +153,17 @@ def strip_exits(
 def _with_kerass_own(model: keras.Model) -> keras.Model:
     """The model with Keras's convolutions in place of our grouped ones, variables shared."""
     graph = Graph.of(model)
-    ours = {id(op): op for op in (step.operation for step in graph.steps) if isinstance(op, GroupedConv2D)}
-    if not ours:
+    plain = {
+        id(step.operation): seen_as(step.unwrapped, layers.Conv2D, step.operation.name)
+        for step in graph.steps
+        if isinstance(step.unwrapped, GroupedConv2D)
+    }
+    if not plain:
         return model
-    plain = {key: seen_as(layer, layers.Conv2D) for key, layer in ours.items()}
 
     def call(step: Step, values: Values) -> Any:
-        return step.call(values, plain.get(id(step.operation)))
+        layer = plain.get(id(step.operation))
+        return step.call(values) if layer is None else layer(values[id(step.inputs[0])])
 
     return rebuilt(graph, model.input, model.output, call, model.name)
 

@@ -72,10 +72,10 @@ class ExitMetric(keras.metrics.Metric):
 def fed(metric: keras.metrics.Metric, y: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Labels and scores in the form that a metric wants.
 
-    A metric of Keras gets of many classes what its family is made for: class ids or one-hot rows, and the
-    probabilities of all classes. Of two classes with ids it gets what a network ending in
-    `Dense(1, "sigmoid")` would give it, columns of ids and of the probability of class 1, unless it looks at
-    each class (`_of_each_class`). A metric of the user's own gets the labels as they are.
+    A metric of Keras, or one that inherits how it reads labels, gets of many classes what its family is made
+    for: class ids or one-hot rows, and the probabilities of all classes. Of two classes with ids it gets what
+    a network ending in `Dense(1, "sigmoid")` would give it, columns of ids and of the probability of class 1,
+    unless it looks at each class (`_of_each_class`). A metric of the user's own gets the labels as they are.
 
     Args:
         metric: a `keras.metrics.Metric`.
@@ -89,7 +89,7 @@ def fed(metric: keras.metrics.Metric, y: Tensor, logits: Tensor) -> tuple[Tensor
     on_logits = _on_logits(metric, settings)
     if averaged_function(metric)[0] is cross_entropy:
         return y, logits
-    if not is_of_keras(_function_of(metric)):
+    if not _takes_as_keras(metric):
         return y, logits if on_logits else _probabilities(logits)
     if ids and classes == 2 and not _of_each_class(metric, settings):
         column = logits[:, 1:] - logits[:, :1] if on_logits else _probabilities(logits)[:, 1:]
@@ -104,6 +104,12 @@ def fed(metric: keras.metrics.Metric, y: Tensor, logits: Tensor) -> tuple[Tensor
         # Each class by a sigmoid: its logit against the other one.
         return y, logits - ops.flip(logits, axis=-1)
     return y, logits if on_logits else _probabilities(logits)
+
+
+def _takes_as_keras(metric: keras.metrics.Metric) -> bool:
+    """Whether Keras's own code reads the labels, in a subclass of the user's too."""
+    function = _function_of(metric)
+    return is_of_keras(type(metric).update_state if function is metric else function)
 
 
 def _probabilities(logits: Tensor) -> Tensor:
@@ -149,7 +155,7 @@ def _settings(metric: keras.metrics.Metric) -> Mapping[str, Any]:
     if isinstance(function, keras.losses.Loss):
         return function.get_config()
     averaged, keywords = averaged_function(metric)
-    if averaged is not None or not is_of_keras(metric):
+    if averaged is not None or not _takes_as_keras(metric):
         return keywords
     return metric.get_config()
 

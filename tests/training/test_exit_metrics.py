@@ -300,6 +300,45 @@ def test_areas_of_each_class_from_logits_are_those_from_probabilities():
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 
 
+class OwnRecall(M.Recall):
+    """Inherits how it reads labels."""
+
+    def result(self):
+        return 100 * super().result()
+
+
+class OwnReading(M.Metric):
+    """Reads labels itself: gets them as they are, and all probabilities."""
+
+    def __init__(self, name="own", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.total = self.add_weight(name="total", initializer="zeros")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        assert len(y_true.shape) == 1 and y_pred.shape[1:] == (2,)
+        self.total.assign_add(keras.ops.sum(y_pred[:, 1]))
+
+    def result(self):
+        return self.total
+
+
+@pytest.mark.parametrize("make", [lambda: OwnRecall(name="r"), lambda: OwnRecall(class_id=0, name="r")])
+def test_subclasses_of_the_users_are_fed_alike(make):
+    stock_one = M.Recall(class_id=make().class_id)
+
+    def expected(y, z):
+        stock_one.reset_state()
+        p = positive(z)[:, None]
+        given = (y[:, None], p) if stock_one.class_id is None else (one_hot(y, 2), reference.softmax(z))
+        return 100 * stock(stock_one, *given)
+
+    check_against_stock(make, expected)
+
+
+def test_a_metric_that_reads_labels_itself():
+    check_against_stock(OwnReading, lambda y, z: positive(z).sum())
+
+
 def test_no_metric_of_keras_is_left_out():
     classes = {value for value in vars(M).values() if isinstance(value, type) and issubclass(value, M.Metric)}
     tested = {
