@@ -141,6 +141,7 @@ class EarlyExit(keras.Model):
         """Has Keras trace its graph anew, and remembers what the network and the policy are like now."""
         layers = [layer for layer in inner_layers(self.model) if not isinstance(layer, keras.Model)]
         self._settings = Settings([*layers, self._followed])
+        self._on_batch: Any = None  # the graph of `predict_on_batch`, beside Keras's of `predict`
         trace_predict_again(self)
 
     def _stages(self) -> Chain:
@@ -198,12 +199,26 @@ class EarlyExit(keras.Model):
         x = single(x)
         check_images(x, self._image)
         self._renew(values=self._chain is None)
-        found = replicas.of_one(super().predict_on_batch(x), rows=len(x))
+        found, first = self._run(x)
         # Only the stages that ran need the weights of now.
-        if self.optimize and self._stages().outdated(self._stages_run(found["exit"])):
+        if self.optimize and self._stages().outdated(self._stages_run(found["exit"]), first):
             self._renew()
-            found = replicas.of_one(super().predict_on_batch(x), rows=len(x))
+            found, _ = self._run(x)
         return found
+
+    def _run(self, x: Tensor) -> tuple[dict[str, np.ndarray], list[Tensor] | None]:
+        """What is found for one batch, and the weights of the first stage that one graph read with it."""
+        if self.run_eagerly or self.distribute_strategy.num_replicas_in_sync > 1:
+            return replicas.of_one(super().predict_on_batch(x), rows=len(x)), None
+        if self._on_batch is None:
+            chain = self._stages()
+            read = chain.read_first if self.optimize else lambda: None
+            self._on_batch = tf.function(
+                lambda images: (self.route(images), read()), autograph=False, reduce_retracing=True
+            )
+        with self.distribute_strategy.scope():
+            found, first = self._on_batch(tf.convert_to_tensor(x))
+        return {key: value.numpy() for key, value in found.items()}, first
 
     def _stages_run(self, exits: np.ndarray) -> int:
         """How many stages ran for rows that left at these exits."""

@@ -33,13 +33,22 @@ class Chain:
         self._frozen: list[FrozenStage] | None = None
         self._values: list[Values] = []
 
-    def outdated(self, stages: int | None = None) -> bool:
+    def outdated(self, stages: int | None = None, first: Sequence[tf.Tensor] | None = None) -> bool:
         """Whether the constants are not there yet, or no longer the weights.
 
         Args:
             stages: how many stages to look at, the first ones; by default all.
+            first: what `read_first` gave in a graph that ran just now.
         """
-        return self._frozen is None or any(values.changed() for values in self._values[:stages])
+        if self._frozen is None:
+            return True
+        known = [first] + [None] * len(self._values)
+        pairs = zip(self._values[:stages], known, strict=False)
+        return any(values.changed(read) for values, read in pairs)
+
+    def read_first(self) -> list[tf.Tensor]:
+        """The weights of the first stage, which every image needs; for use in the graph that runs it."""
+        return self._values[0].read()
 
     def current(self) -> list[FrozenStage]:
         """Stages with the weights as constants, as the weights are now."""

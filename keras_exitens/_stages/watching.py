@@ -42,12 +42,21 @@ class Values:
 
     def __init__(self, variables: Sequence[tf.Variable]) -> None:
         self._readers = [_reader(variable) for variable in variables]
-        self._held = [read() for read in self._readers]
+        self._together = tf.function(self.read, autograph=False)  # one call costs less than one a variable
+        self._held = self._together()
         self._addresses = [_address(value) if "CPU" in value.device else None for value in self._held]
 
-    def changed(self) -> bool:
-        """Whether a bit of any of them has changed."""
-        values = [read() for read in self._readers]
+    def read(self) -> list[tf.Tensor]:
+        """The values as they are now, in the memory of the variables; also for use in a graph."""
+        return [read() for read in self._readers]
+
+    def changed(self, values: Sequence[tf.Tensor] | None = None) -> bool:
+        """Whether a bit of any of them has changed.
+
+        Args:
+            values: what `read` gave in a graph that ran just now, or `None` to read them here.
+        """
+        values = self._together() if values is None else values
         moved = [i for i, here in enumerate(self._addresses) if here is None or here != _address(values[i])]
         if not moved:
             return False
