@@ -99,6 +99,40 @@ def collected(scope, rows=17):
     return {**results, "streamed ids": streamed.ids}
 
 
+def early_exit(scope, rows=11):
+    """Every way to ask an `EarlyExit`; the last batch leaves a replica with few rows, or none."""
+    keras.utils.set_random_seed(3)
+    with scope():
+        plain = keras.Sequential(
+            [
+                keras.Input((8, 8, 3)),
+                layers.Conv2D(4, 3, activation="relu", name="first"),
+                layers.BatchNormalization(),
+                layers.Conv2D(6, 3, activation="relu"),
+                layers.GlobalAveragePooling2D(),
+                layers.Dense(3),
+            ]
+        )
+        model = kx.add_exits(plain, ["first"], head="linear")
+    x = 5 * np.random.default_rng(0).normal(size=(rows, 8, 8, 3)).astype("float32")
+    scores = np.asarray(kx.policies.Margin(0.0).score(model.predict(x, verbose=0)["exit_1"]))
+    batches = tf.data.Dataset.from_tensor_slices(x).batch(3)
+    results = {}
+    for optimize in (False, True):
+        with scope():
+            early = kx.EarlyExit(model, kx.policies.Margin(float(np.median(scores))), optimize=optimize)
+        ways = {
+            "predict": lambda early=early: early.predict(x, verbose=0),
+            "batches of 5": lambda early=early: early.predict(x, 5, verbose=0),
+            "data set": lambda early=early: early.predict(batches, verbose=0),
+            "predict_on_batch": lambda early=early: early.predict_on_batch(x),
+        }
+        for way, ask in ways.items():
+            results |= {f"{way} {optimize} {key}": value for key, value in ask().items()}
+        results[f"rows {optimize}"] = early.benchmark((x, np.arange(rows) % 3), batch_size=4).rows
+    return results
+
+
 def mixed_bfloat16(scope):
     """Two epochs, of which the last batches leave a replica without rows."""
     keras.config.set_dtype_policy("mixed_bfloat16")
@@ -318,6 +352,7 @@ def main(folder, part):
             results = {run: train(run, scope(), run_eagerly=RUNS[run][2] == 1) for run in RUNS}
             results["regularised"] = regularised(scope())
             results["collected"] = collected(scope)
+            results["early exit"] = early_exit(scope)
         else:
             results = {
                 "mixed_float16": half_precision(scope()),

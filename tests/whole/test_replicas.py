@@ -56,6 +56,15 @@ def test_an_epoch_on_two_replicas_is_one_on_one_device(folder, run):
         np.testing.assert_allclose(temperature, 1.05, rtol=1e-6)
 
 
+def test_early_exit_gives_each_row_once(folder):
+    one, two = both(folder, "early exit")
+    assert two["rows False"] == two["rows True"] == 11
+    assert {*one["predict False exit"]} == {0, 1}
+    for key in one:
+        assert one[key].shape == two[key].shape == ((11, 3) if key.endswith("logits") else one[key].shape)
+    assert_same(one, two, rtol=1e-4)
+
+
 @pytest.mark.parametrize("run", [run for run, (_, _, epochs) in replicated.RUNS.items() if epochs == 3])
 def test_three_epochs_with_validation_and_what_follows(folder, run):
     one, two = both(folder, run)
