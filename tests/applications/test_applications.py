@@ -463,7 +463,7 @@ LOAD = """if True:
 """
 
 
-@pytest.mark.parametrize("name", applications.__all__)
+@pytest.mark.parametrize("name", ["VGG11", "ResNet18", "ResNeXt29", "ResNeXt50"])
 def test_a_stripped_network_needs_nothing_of_this_library(name, tmp_path):
     width = 0.125 if "ResNeXt" in name else 0.0625
     model = keras_exitens.add_exits(getattr(applications, name)(input_shape=(32, 32, 3), width=width), 2)
@@ -472,8 +472,6 @@ def test_a_stripped_network_needs_nothing_of_this_library(name, tmp_path):
     x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype("float32")
     final = keras_exitens.strip_exits(model, activation=None)
     np.testing.assert_allclose(plain(x), tf.nn.softmax(final(x)), atol=1e-6)
-    if name not in ("ResNeXt29", "ResNeXt50", "VGG11"):
-        return
     # The variables are those of the model, and the layers take part in both.
     assert {id(v) for v in plain.variables} <= {id(v) for v in model.variables}
     plain.set_weights([w * 0.9 for w in plain.get_weights()])
