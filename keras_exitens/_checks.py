@@ -5,14 +5,31 @@ import importlib
 import math
 import numbers
 import sys
+import tokenize
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["error", "nearest", "optional_import", "one_of", "number", "warn", "whole"]
+__all__ = ["OTHER_BYTES", "error", "nearest", "optional_import", "one_of", "number", "warn", "whole"]
 
 
 T = TypeVar("T")
+
+# What zipfile, NumPy and JSON raise where bytes of an archive are missing or other ones. RuntimeError is what
+# they say of "encrypted" entries and of other methods of compression.
+OTHER_BYTES = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    EOFError,
+    OSError,
+)
 
 
 def error(

@@ -147,7 +147,10 @@ def strip_exits(
         and found.activation is not keras.activations.linear
     ):
         output = layers.Activation(found.activation, dtype="float32", name=f"{exit}_activation")(output)
-    return _with_kerass_own(keras.Model(network.inputs, output, name=model.name))
+    plain = keras.Model(network.inputs, output, name=model.name)
+    if any(isinstance(step.unwrapped, GroupedConv2D) for step in network.graph.steps):
+        return _with_kerass_own(plain)
+    return plain
 
 
 def _with_kerass_own(model: keras.Model) -> keras.Model:
@@ -158,8 +161,6 @@ def _with_kerass_own(model: keras.Model) -> keras.Model:
         for step in graph.steps
         if isinstance(step.unwrapped, GroupedConv2D)
     }
-    if not plain:
-        return model
 
     def call(step: Step, values: Values) -> Any:
         layer = plain.get(id(step.operation))

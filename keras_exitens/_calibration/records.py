@@ -147,7 +147,7 @@ class ExitRecords:
             path: the file.
             model: where given, the records must be those of this model: see `check`.
             memory_map: bool. Whether the logits stay in the file and are read as they are used; for records
-                larger than memory.
+                larger than memory. Their check sum is then not compared.
 
         Raises:
             ValueError: not such a file, or one of a newer version of the library; records of other weights.
@@ -157,19 +157,20 @@ class ExitRecords:
             with np.load(path, allow_pickle=False) as file:
                 stored = {key: file[key] for key in file.files if not (memory_map and key == "logits")}
             schema = int(stored.get("schema", -1))
-            if schema == _SCHEMA and memory_map:
+            if schema != _SCHEMA:
+                raise ValueError(f"schema {schema}")
+            if memory_map:
                 stored["logits"] = _mapped(path, "logits.npy")
-        except (ValueError, OSError, KeyError, zipfile.BadZipFile) as cause:
-            if isinstance(cause, FileNotFoundError):
-                raise
+            given: dict[str, Any] = {
+                key: str(value) if key == "fingerprint" else value
+                for key, value in stored.items()
+                if key != "schema"
+            }
+            given["names"] = given["names"].tolist()
+        except FileNotFoundError:
+            raise
+        except checks.OTHER_BYTES as cause:
             raise _unreadable(path, cause) from cause
-        if schema != _SCHEMA:
-            raise _unreadable(path, f"schema {schema}")
-        given: dict[str, Any] = {
-            key: str(stored[key]) if key == "fingerprint" else stored[key] for key in stored
-        }
-        given["names"] = given["names"].tolist()
-        del given["schema"]
         records = cls(**given)
         if model is not None:
             records.check(model)
@@ -223,9 +224,9 @@ def _npz(path: Path) -> pathlib.Path:
     return path
 
 
-def _unreadable(path: pathlib.Path, cause: object) -> Exception:
+def _unreadable(path: pathlib.Path, cause: Exception) -> Exception:
     return checks.error(
-        f"{path} could not be read as records ({cause}).",
+        f"{path} could not be read as records ({type(cause).__name__}: {cause}).",
         expected=f"a file that ExitRecords.save wrote, schema {_SCHEMA}",
         received=str(path),
         fix="collect the records again with this version of keras_exitens",

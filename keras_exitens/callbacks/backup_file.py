@@ -83,7 +83,7 @@ def read(path: pathlib.Path) -> tuple[dict[str, Any], Arrays]:
                     array = np.lib.format.read_array(entry, allow_pickle=False)
                     entry.read()  # to the end, where the check sum is compared
                 arrays[name] = array.view(np.dtype(dtype)) if array.dtype.kind == "V" else array
-    except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError, OSError) as cause:
+    except checks.OTHER_BYTES as cause:
         raise checks.error(
             f"{pathlib.Path(path)} is not a whole backup.",
             expected="a file that StepBackup wrote to its end",

@@ -241,3 +241,25 @@ def test_files_that_are_no_records(tmp_path):
     assert len(kx.ExitRecords.load(path)) == 4
     with pytest.raises(ValueError, match="compressed"):
         kx.ExitRecords.load(path, memory_map=True)
+
+
+def test_any_byte_that_differs_is_noticed_or_changes_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "records.npz"
+    records = kx.ExitRecords(rng.normal(size=(2, 3, 4)).astype("float32"), np.arange(3))
+    records.save(path)
+    content, noticed = path.read_bytes(), 0
+    for place in range(len(content)):
+        other = bytearray(content)
+        other[place] ^= 1 << rng.integers(8)
+        path.write_bytes(other)
+        try:
+            found = kx.ExitRecords.load(path)
+        except ValueError as refused:
+            assert "Fix: " in str(refused)
+            noticed += 1
+            continue
+        np.testing.assert_array_equal(found.logits, records.logits)
+        np.testing.assert_array_equal(found.labels, records.labels)
+        assert found.names == records.names
+    assert noticed > len(content) // 2, "check sums cover the arrays"

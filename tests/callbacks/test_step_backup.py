@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import zipfile
 
 import interrupted
 import keras
@@ -157,7 +158,9 @@ def test_a_file_that_is_not_whole_or_not_ours_is_named_and_the_one_before_is_use
     if fault == "cut":
         content = content[: size * 2 // 3]
     elif fault == "one byte":
-        content[size // 2] ^= 1
+        with zipfile.ZipFile(path) as archive:
+            entry = max(archive.infolist(), key=lambda entry: entry.file_size)
+        content[entry.header_offset + entry.file_size // 2] ^= 1  # a value of the largest array
     elif fault == "empty":
         content = b""
     elif fault == "text":
@@ -178,6 +181,28 @@ def test_a_file_that_is_not_whole_or_not_ours_is_named_and_the_one_before_is_use
     backup_file.previous_of(path).write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} is "):
         kx.callbacks.StepBackup(path).restore(make())
+
+
+def test_any_bit_that_differs_is_noticed_or_changes_nothing(tmp_path):
+    path, facts = tmp_path / "backup", {"step": 3, "names": ["a"]}
+    arrays = {"w": np.arange(6.0).reshape(2, 3), "v": np.ones(4, "int8")}
+    backup_file.write(path, facts, arrays)
+    content, noticed = path.read_bytes(), 0
+    for place in range(8 * len(content)):
+        other = bytearray(content)
+        other[place // 8] ^= 1 << place % 8
+        path.write_bytes(other)
+        try:
+            found, values = backup_file.read(path)
+        except backup_file.BackupError:
+            noticed += 1
+            continue
+        assert found == facts
+        assert values.keys() == arrays.keys()
+        for name, expected in arrays.items():
+            assert values[name].dtype == expected.dtype
+            np.testing.assert_array_equal(values[name], expected)
+    assert noticed > 4 * len(content), "check sums cover the arrays and the facts"
 
 
 def test_a_disk_that_is_full_costs_the_backup_alone(tmp_path):
