@@ -7,6 +7,8 @@ where is set by thresholds between the scores of the images, so that the shares 
 is compared runs in one process, in turns; figures are medians over the rounds, with the least and the
 greatest, and the first round does not count.
 
+- `plain`: how many times as fast as the plain network, with the default exits; batch 32 with these shares,
+  and one image that leaves at exit 1. For ResNet50 and MobileNetV2.
 - `routing`: the ideal time is the sum over the stages of a stage's own time at the number of rows that reach
   it. Beside it: its time at the full batch times the share of rows, and the multiply-adds alone.
 - `single`: batch 1 by `predict_on_batch`, as users call it: every exit disabled beside the plain network,
@@ -51,10 +53,10 @@ SIZE = 224
 
 
 @functools.cache
-def network(precision="float32"):
+def network(precision="float32", name="ResNet50"):
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
-    backbone = keras.applications.ResNet50(weights=None, input_shape=(SIZE, SIZE, 3))
+    backbone = getattr(keras.applications, name)(weights=None, input_shape=(SIZE, SIZE, 3))
     keras.config.set_dtype_policy("float32")
     return normalised(kx.add_exits(backbone, exits=3))
 
@@ -148,6 +150,41 @@ def routing(model, batch, shares, rounds):
             [t * sum(work) / costs.backbone for t in times["network"]], times["routed"]
         ),
     }
+
+
+def beside_plain(name, shares, rounds, batch=32):
+    """The plain network and early exit, compiled, on the same images."""
+    model = network(name=name)
+    plain = compiled(functools.partial(kx.strip_exits(model, activation=None), training=False))
+    x, one = images(batch), images(1)
+    thresholds, counts = thresholds_for(stacked(model, x), SHARES[shares])
+    policies = {
+        "shares": kx.policies.MaxProbability(thresholds),
+        "exit 1": kx.policies.MaxProbability(float("-inf")),
+    }
+    calls = {"plain, shares": lambda: plain(x), "plain, exit 1": lambda: plain(one)}
+    for (kind, policy), flag in itertools.product(policies.items(), (False, True)):
+        route, given = (
+            compiled(kx.EarlyExit(model, policy, optimize=flag).route),
+            x if kind == "shares" else one,
+        )
+        found = np.bincount(route(given)["exit"], minlength=4).tolist()
+        assert found == (counts if kind == "shares" else [1, 0, 0, 0]), found
+        calls[f"{kind}{', optimized' * flag}"] = lambda route=route, given=given: route(given)
+    times, costs = in_turns(calls, rounds), kx.cost(model)
+    work = float(np.dot(counts, costs.cumulative)) / batch
+    report = {
+        "milliseconds": {name: statistics.median(t) * 1e3 for name, t in times.items()},
+        "counts": counts,
+        "heads, share of the multiply-adds": sum(costs.head_multiply_adds[:-1]) / costs.backbone,
+        "plain / early exit, multiply-adds": costs.backbone / work,
+        "plain / early exit, multiply-adds, were heads free": costs.backbone
+        * batch
+        / float(np.dot(counts, np.cumsum(costs.stage_multiply_adds))),
+    }
+    for kind, mode in itertools.product(policies, ("", ", optimized")):
+        report[f"plain / early exit, {kind}{mode}"] = ratio(times[f"plain, {kind}"], times[kind + mode])
+    return report
 
 
 def single(model, rounds):
@@ -342,7 +379,7 @@ def picture(figures, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parts = ("routing", "single", "large", "optimize", "earlyon", "memory")
+    parts = ("plain", "routing", "single", "large", "optimize", "earlyon", "memory")
     parser.add_argument("--parts", nargs="+", choices=parts, default=[p for p in parts if p != "earlyon"])
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--earlyon-batches", type=int, nargs="+", default=[1, 16, 64])
@@ -357,6 +394,9 @@ def main():
 
     figures, measure = keeper(args.results, args.again, rounds=args.rounds)
 
+    for name in ("ResNet50", "MobileNetV2") if "plain" in args.parts else ():
+        case = functools.partial(beside_plain, name, args.shares[0], args.rounds)
+        measure(f"plain {name} shares {args.shares[0]}", case)
     if "single" in args.parts:
         measure("single", lambda: single(network(), 5 * args.rounds))
     for width in (4096, 8192) if "large" in args.parts else ():

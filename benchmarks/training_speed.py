@@ -87,7 +87,7 @@ def trainer(model, kind=EED, rate=0.01):
             metrics={n: ["accuracy"] for n in names},
         )
         return made
-    objective = kx.objectives.EED() if kind == EED else kx.objectives.CrossEntropy()
+    objective = kx.objectives.EED("mse") if kind == EED else kx.objectives.CrossEntropy()
     made = kx.ExitEnsembleDistiller(model, objective)
     made.compile(optimizer, metrics=["accuracy"])
     return made

@@ -49,7 +49,9 @@ def parse(arguments):
     parser.add_argument("--width", type=float, default=1.0, help="width factor of the network")
     parser.add_argument("--exits", type=int, default=3)
     parser.add_argument("--placement", default="stage", choices=("compute", "stage"))
-    parser.add_argument("--head", default="conv", choices=("conv", "bottleneck", "separable", "linear"))
+    parser.add_argument(
+        "--head", default="conv", choices=("light", "conv", "bottleneck", "separable", "linear")
+    )
     parser.add_argument("--objective", default="eed", choices=OBJECTIVES)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--batch", type=int, default=128)

@@ -63,9 +63,9 @@ class ExitHyperModel(keras_tuner.HyperModel):
         backbone: function without arguments that gives a new network, as `add_exits` takes it.
         exits: int, or several: numbers of early exits. Defaults to `(1, 2, 3)`.
         placement: `"compute"`, `"stage"`, or both (default).
-        head: one or several heads of `add_exits`. Defaults to `("bottleneck", "separable", "linear")`.
-        objective: one or several of `"eed"`, `"eed-kl"`, `"beed"`, `"dbt"`, `"byot"`, `"cross-entropy"`.
-            Defaults to all.
+        head: one or several heads of `add_exits`. Defaults to `("light", "separable", "linear")`.
+        objective: one or several of `"eed"` (`EED("mse")`), `"eed-kl"`, `"beed"`, `"dbt"`, `"byot"`,
+            `"cross-entropy"`. Defaults to all.
         temperature: number > 0, or (low, high). Defaults to `(1.0, 6.0)`.
         teacher_weight: number in (0, 1], or (low, high): `output_weight` of EED, `weight` of DBT, `alpha` of
             BYOT. Defaults to `(0.1, 0.9)`.
@@ -96,7 +96,7 @@ class ExitHyperModel(keras_tuner.HyperModel):
         *,
         exits: int | Sequence[int] = (1, 2, 3),
         placement: str | Sequence[str] = ("compute", "stage"),
-        head: str | Sequence[str] = ("bottleneck", "separable", "linear"),
+        head: str | Sequence[str] = ("light", "separable", "linear"),
         objective: str | Sequence[str] = tuple(_OBJECTIVES),
         temperature: float | tuple[float, float] = (1.0, 6.0),
         teacher_weight: float | tuple[float, float] = (0.1, 0.9),

@@ -4,18 +4,18 @@ import itertools
 import math
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import keras
 from keras import layers
 
 from keras_exitens import _checks as checks
-from keras_exitens._attach.heads import HEADS, apply_head
+from keras_exitens._attach.heads import HEADS, apply_head, multiply_adds
 from keras_exitens._attach.placement import place
 from keras_exitens._graph.dag import Graph, Shape, Step, Values, is_map, rebuilt, spatial_size
 from keras_exitens._graph.flattening import flatten
 from keras_exitens._keras import is_functional, seen_as
-from keras_exitens._network.classifier import find_classifier, last_map
+from keras_exitens._network.classifier import Classifier, find_classifier, last_map
 from keras_exitens._network.costs import cost
 from keras_exitens._network.exit_logits import ExitLogits, data_format_of
 from keras_exitens._network.exit_network import FINAL, ExitNetwork
@@ -29,7 +29,7 @@ def add_exits(
     exits: int | list[str] | tuple[str, ...] = 3,
     *,
     placement: Literal["compute", "stage"] = "compute",
-    head: Literal["bottleneck", "conv", "separable", "linear"] | Callable[..., Any] = "bottleneck",
+    head: Literal["light", "conv", "bottleneck", "separable", "linear"] | Callable[..., Any] = "light",
     name: str | None = None,
 ) -> keras.Model:
     """Turns an image classification network into a multi-exit network.
@@ -46,14 +46,19 @@ def add_exits(
             `[0, z]`). Nested models are made flat.
         exits: int, the number of early exits, 0 for the network alone (a baseline that is trained in the
             same way); or a list of layer names, in order. Layer `b` of a nested model `a` is `"a/b"`.
-        placement: where a number of exits go. `"compute"` (default): at the cuts that split the network's
-            multiply-adds most evenly; of cuts within 2 % of each other, where the tensors are few and small.
-            `"stage"`: at the last map of each spatial resolution.
-        head: `"bottleneck"` (default: 1×1, strided 3×3 and 1×1 convolution with an inner width of a
-            quarter), `"conv"` (3×3 convolutions, as in the paper), `"separable"` (depthwise 3×3 and 1×1),
-            `"linear"` (global pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a
-            map or a vector as KerasTensor, where `width` is the channel count of the last feature map.
-            Convolutional heads have one stride-2 block for each halving of the resolution that remains.
+        placement: where a number of exits go. `"compute"` (default): at the cuts that split the cumulative
+            multiply-adds of the network and its heads most evenly, none of which costs more than the network
+            alone; of cuts within 2 % of each other, where the tensors are few and small. What a callable
+            head costs is not known beforehand, and counts as nothing. `"stage"`: at the last map of each
+            spatial resolution.
+        head: `"light"` (default: strided depthwise 3×3 convolutions, one 1×1 convolution to a quarter of the
+            last map's width, at least 32, pooling, a hidden layer with ReLU; three of them cost at most 5% of
+            common networks),
+            `"conv"` (3×3 convolutions, as in the paper), `"bottleneck"` (1×1, strided 3×3 and 1×1 convolution
+            with an inner width of a quarter), `"separable"` (depthwise 3×3 and 1×1), `"linear"` (global
+            pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a map or a vector as
+            KerasTensor, where `width` is the channel count of the last feature map. Convolutional heads have
+            one stride-2 block for each halving of the resolution that remains.
         name: str, name of the result; by default the name of `model` with `_exits` added.
 
     Returns:
@@ -85,32 +90,54 @@ def add_exits(
     classifier = find_classifier(graph, graph.outputs[0])
     data_format = _data_format(graph)
     end = last_map(graph, classifier, data_format)
-    tensors = place(graph, flat.named, exits, placement, end, classifier.feature, data_format)
+    heads = _Heads(head, graph, classifier, end, data_format)
+    tensors = place(
+        graph, flat.named, exits, placement, end, classifier.feature, data_format, heads.multiply_adds
+    )
     _check_free_names([*flat.named, *(t.name for t in graph.inputs)], len(tensors))
-
-    shapes = graph.nominal_shapes
-    channels = 1 if data_format == "channels_first" else -1
-
-    def attach(tensor: keras.KerasTensor, exit_name: str) -> keras.KerasTensor:
-        feature = apply_head(
-            head,
-            tensor,
-            width=end.shape[channels],
-            features=classifier.features,
-            halvings=_halvings(shapes[id(tensor)], shapes[id(end)], data_format),
-            data_format=data_format,
-            name=exit_name,
-        )
-        # Logits are float32 under any precision policy.
-        dense = layers.Dense(classifier.units, dtype="float32", name=f"{exit_name}_classifier")
-        return ExitLogits(dense, classifier.activation, name=exit_name)(feature)
-
-    outputs = {f"exit_{i}": attach(tensor, f"exit_{i}") for i, tensor in enumerate(tensors, 1)}
+    outputs = {f"exit_{i}": heads.attach(tensor, f"exit_{i}") for i, tensor in enumerate(tensors, 1)}
     outputs[FINAL] = ExitLogits(classifier.layer, classifier.activation, name=FINAL)(classifier.feature)
     result = keras.Model(flat.inputs, outputs, name=name or f"{model.name}_exits")
     ExitNetwork.of(result, known=graph)
     _warn_of_costly_heads(result)
     return result
+
+
+class _Heads(NamedTuple):
+    """The heads of one network: how one is attached, and what one costs."""
+
+    head: str | Callable[..., Any]
+    graph: Graph
+    classifier: Classifier
+    end: keras.KerasTensor  # the last feature map
+    data_format: str
+
+    def _leads_to(self, tensor: keras.KerasTensor) -> dict[str, int]:
+        shapes, end = self.graph.nominal_shapes, self.graph.nominal_shapes[id(self.end)]
+        return {
+            "width": end[1 if self.data_format == "channels_first" else -1],
+            "features": self.classifier.features,
+            "halvings": _halvings(shapes[id(tensor)], end, self.data_format),
+        }
+
+    def multiply_adds(self, tensor: keras.KerasTensor) -> int:
+        """What an exit at `tensor` adds to the cost of one image; 0 where the head is a callable."""
+        if callable(self.head):
+            return 0
+        shape = self.graph.nominal_shapes[id(tensor)]
+        channels = shape[1 if self.data_format == "channels_first" else -1]
+        size = spatial_size(shape, self.data_format)
+        counted = multiply_adds(self.head, size, channels, **self._leads_to(tensor))
+        return counted + self.classifier.features * self.classifier.units
+
+    def attach(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """The logits of an exit at `tensor`."""
+        feature = apply_head(
+            self.head, tensor, data_format=self.data_format, name=name, **self._leads_to(tensor)
+        )
+        # Logits are float32 under any precision policy.
+        dense = layers.Dense(self.classifier.units, dtype="float32", name=f"{name}_classifier")
+        return ExitLogits(dense, self.classifier.activation, name=name)(feature)
 
 
 def strip_exits(
@@ -234,17 +261,26 @@ def _halvings(shape: Shape, end: Shape, data_format: str) -> int:
 
 
 def _warn_of_costly_heads(model: keras.Model) -> None:
-    """Warns of exits that alone, without the heads before them, cost more than the network does."""
+    """Warns of exits that save nothing: beside the whole network alone, or beside the exit after them."""
     costs = cost(model)
-    reached = itertools.accumulate(costs.stage_multiply_adds)
-    excess = {
-        name: f"{stages + head:,} ({head:,} of them its head)"
-        for name, stages, head in zip(costs.names, reached, costs.head_multiply_adds, strict=True)
-        if stages + head > costs.backbone
-    }
-    if excess:
-        listed = ", ".join(f"{name!r} {count}" for name, count in excess.items())
+    total, findings = costs.backbone, []
+    alone = [
+        stages + head
+        for stages, head in zip(
+            itertools.accumulate(costs.stage_multiply_adds), costs.head_multiply_adds, strict=True
+        )
+    ]
+    for i, name in enumerate(costs.names[:-1]):
+        share = f"its head {costs.head_multiply_adds[i] / total:.1%}"
+        if costs.cumulative[i] > total:
+            findings.append(f"{name!r} {costs.cumulative[i] / total:.1%} with the heads before it, {share}")
+        elif alone[i] > alone[i + 1]:
+            findings.append(
+                f"{name!r} {alone[i] / total:.1%}, {share}; the exit after it {alone[i + 1] / total:.1%}"
+            )
+    if findings:
         checks.warn(
-            f"An exit costs more multiply-adds than the whole network without exits, {costs.backbone:,}: "
-            f"{listed}. Use a lighter head (head='separable' or 'linear') or an earlier layer."
+            "To leave early saves nothing at some exits. They cost, in percent of the multiply-adds of the "
+            f"whole network without exits ({total:,}): {'. '.join(findings)}. Use head='light', fewer exits, "
+            "or earlier layers."
         )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 from keras import layers
@@ -11,7 +11,7 @@ from keras_exitens import _checks as checks
 from keras_exitens._graph.wrapping import unwrapped
 from keras_exitens._keras import call_that_made, operation_that_made
 
-__all__ = ["HEADS", "apply_head"]
+__all__ = ["HEADS", "apply_head", "multiply_adds"]
 
 
 def _policy_of(tensor: keras.KerasTensor) -> Any:
@@ -49,11 +49,8 @@ def apply_head(
         KerasTensor `(batch, D)`.
     """
     # New layers compute as the layer does that they are attached to, whatever the global policy is now.
-    dtype = _policy_of(tensor)
-    if callable(head):
-        out = head(tensor, width, name)
-    else:
-        out = _Blocks(name, data_format, dtype).run(HEADS[head], tensor, width, halvings)
+    blocks = _Layers(name, data_format, _policy_of(tensor), features)
+    out = head(tensor, width, name) if callable(head) else HEADS[head](blocks, tensor, width, halvings)
     if not isinstance(out, keras.KerasTensor) or len(out.shape) not in (2, 4):
         raise checks.error(
             f"The head of `{name}` does not give a feature map or a vector.",
@@ -62,33 +59,64 @@ def apply_head(
             fix="let the callable `head(tensor, width, name)` return the output of a Keras layer",
         )
     if len(out.shape) == 4:
-        out = layers.GlobalAveragePooling2D(data_format=data_format, dtype=dtype, name=f"{name}_pool")(out)
-    if out.shape[-1] != features:
-        out = layers.Dense(features, dtype=dtype, name=f"{name}_project")(out)
-    return out
+        out = blocks.pool(out)
+    return out if out.shape[-1] == features else blocks.dense(out, "project", None)
+
+
+def multiply_adds(
+    head: str, size: tuple[int, ...], channels: int, *, width: int, features: int, halvings: int
+) -> int:
+    """What `apply_head` adds to the cost of one image, by the same code, without building anything.
+
+    Args:
+        head: a name in `HEADS`.
+        size: `(height, width)` of the map at the exit.
+        channels: int, its channels.
+        width, features, halvings: as in `apply_head`.
+    """
+    blocks = _Count(features)
+    out = HEADS[head](blocks, _Map(size[0], size[1], channels), width, halvings)
+    if blocks.channels(out) != features:
+        blocks.dense(out, "project", None)
+    return blocks.total
 
 
 class _Blocks:
-    """Builds the blocks of one head: convolution, batch normalisation, ReLU, with systematic names."""
+    """What heads are made of. Subclasses build layers of it, or count what they would cost."""
 
-    def __init__(self, name: str, data_format: str, dtype: Any) -> None:
+    block = 0  # number of the block, in the names of its layers
+
+    def channels(self, tensor: Any) -> int:
+        raise NotImplementedError
+
+    def conv(self, tensor: Any, width: int, size: int, strides: int, part: str) -> Any:
+        """Convolution, batch normalisation, ReLU."""
+        raise NotImplementedError
+
+    def depthwise(self, tensor: Any, strides: int, part: str) -> Any:
+        """3×3 depthwise convolution, batch normalisation, ReLU."""
+        raise NotImplementedError
+
+    def pool(self, tensor: Any) -> Any:
+        """Global average pooling."""
+        raise NotImplementedError
+
+    def dense(self, tensor: Any, part: str, activation: str | None) -> Any:
+        """A dense layer of D units."""
+        raise NotImplementedError
+
+
+class _Layers(_Blocks):
+    """Builds a head of layers with systematic names, on KerasTensors."""
+
+    def __init__(self, name: str, data_format: str, dtype: Any, features: int) -> None:
         self.name = name
+        self.features = features
         self.common = {"data_format": data_format, "dtype": dtype}
         self.axis = -1 if data_format == "channels_last" else 1
-        self.block = 0
 
-    def run(
-        self, block: "Block | None", tensor: keras.KerasTensor, width: int, halvings: int
-    ) -> keras.KerasTensor:
-        """One `block` a halving, doubling the width each time and ending at `width`."""
-        if block is None:
-            return tensor
-        count = max(halvings, 1)
-        for i in range(1, count + 1):
-            self.block = i
-            out_width = width if i == count else min(width, tensor.shape[self.axis] * 2)
-            tensor = block(self, tensor, out_width, 2 if halvings else 1)
-        return tensor
+    def channels(self, tensor: keras.KerasTensor) -> int:
+        return tensor.shape[self.axis]
 
     def conv(
         self, tensor: keras.KerasTensor, width: int, size: int, strides: int, part: str
@@ -104,7 +132,7 @@ class _Blocks:
             name=f"{name}_conv",
             **self.common,
         )
-        return self.norm(conv(tensor), name)
+        return self._norm(conv(tensor), name)
 
     def depthwise(self, tensor: keras.KerasTensor, strides: int, part: str) -> keras.KerasTensor:
         name = f"{self.name}_block{self.block}_{part}"
@@ -117,9 +145,22 @@ class _Blocks:
             name=f"{name}_conv",
             **self.common,
         )
-        return self.norm(conv(tensor), name)
+        return self._norm(conv(tensor), name)
 
-    def norm(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    def pool(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        return layers.GlobalAveragePooling2D(name=f"{self.name}_pool", **self.common)(tensor)
+
+    def dense(self, tensor: keras.KerasTensor, part: str, activation: str | None) -> keras.KerasTensor:
+        dense = layers.Dense(
+            self.features,
+            activation,
+            kernel_initializer="he_normal" if activation else "glorot_uniform",
+            dtype=self.common["dtype"],
+            name=f"{self.name}_{part}",
+        )
+        return dense(tensor)
+
+    def _norm(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
         dtype = self.common["dtype"]
         tensor = layers.BatchNormalization(
             axis=self.axis, momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"{name}_bn"
@@ -127,32 +168,102 @@ class _Blocks:
         return layers.ReLU(dtype=dtype, name=f"{name}_relu")(tensor)
 
 
-Block: TypeAlias = Callable[[_Blocks, keras.KerasTensor, int, int], keras.KerasTensor]
+class _Map(NamedTuple):
+    """The shape of one image's map; 1 × 1 once it is pooled."""
+
+    height: int
+    width: int
+    channels: int
+
+    def strided(self, strides: int, channels: int) -> "_Map":
+        return _Map(-(-self.height // strides), -(-self.width // strides), channels)
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
 
 
-def _conv_block(blocks: _Blocks, tensor: keras.KerasTensor, width: int, strides: int) -> keras.KerasTensor:
+class _Count(_Blocks):
+    """Counts the multiply-adds of a head, on the shapes of its maps."""
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.total = 0
+
+    def channels(self, tensor: _Map) -> int:
+        return tensor.channels
+
+    def conv(self, tensor: _Map, width: int, size: int, strides: int, part: str) -> _Map:
+        out = tensor.strided(strides, width)
+        self.total += out.pixels * size**2 * tensor.channels * width
+        return out
+
+    def depthwise(self, tensor: _Map, strides: int, part: str) -> _Map:
+        out = tensor.strided(strides, tensor.channels)
+        self.total += out.pixels * 9 * tensor.channels
+        return out
+
+    def pool(self, tensor: _Map) -> _Map:
+        return _Map(1, 1, tensor.channels)
+
+    def dense(self, tensor: _Map, part: str, activation: str | None) -> _Map:
+        self.total += tensor.channels * self.features
+        return _Map(1, 1, self.features)
+
+
+Head: TypeAlias = Callable[[Any, Any, int, int], Any]  # (blocks, tensor, width, halvings) -> map or vector
+Block: TypeAlias = Callable[[Any, Any, int, int], Any]  # (blocks, tensor, width, strides) -> map
+
+
+def _conv_block(blocks: _Blocks, tensor: Any, width: int, strides: int) -> Any:
     return blocks.conv(tensor, width, 3, strides, "a")
 
 
-def _bottleneck_block(
-    blocks: _Blocks, tensor: keras.KerasTensor, width: int, strides: int
-) -> keras.KerasTensor:
+def _bottleneck_block(blocks: _Blocks, tensor: Any, width: int, strides: int) -> Any:
     inner = math.ceil(width / 4)
     tensor = blocks.conv(tensor, inner, 1, 1, "a")
     tensor = blocks.conv(tensor, inner, 3, strides, "b")
     return blocks.conv(tensor, width, 1, 1, "c")
 
 
-def _separable_block(
-    blocks: _Blocks, tensor: keras.KerasTensor, width: int, strides: int
-) -> keras.KerasTensor:
+def _separable_block(blocks: _Blocks, tensor: Any, width: int, strides: int) -> Any:
     return blocks.conv(blocks.depthwise(tensor, strides, "a"), width, 1, 1, "b")
 
 
-# Name of a head -> the block that is repeated once a halving (`None`: straight to pooling).
-HEADS: dict[str, Block | None] = {
-    "conv": _conv_block,
-    "bottleneck": _bottleneck_block,
-    "separable": _separable_block,
-    "linear": None,
+def _one_a_halving(block: Block) -> Head:
+    """One `block` a halving, at least one; widths double, and end at that of the last map."""
+
+    def head(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
+        count = max(halvings, 1)
+        for i in range(1, count + 1):
+            blocks.block = i
+            out_width = width if i == count else min(width, blocks.channels(tensor) * 2)
+            tensor = block(blocks, tensor, out_width, 2 if halvings else 1)
+        return tensor
+
+    return head
+
+
+def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
+    """Shrinks the map to the size of the last one at the exit's own width; channels are mixed only there."""
+    for i in range(1, halvings + 1):
+        blocks.block = i
+        tensor = blocks.depthwise(tensor, 2, "a")
+    blocks.block = max(halvings, 1)
+    # A quarter; in narrow networks not so few that all of them may be dead.
+    inner = max(math.ceil(width / 4), min(width, 32))
+    tensor = blocks.conv(tensor, inner, 1, 1, "b")
+    return blocks.dense(blocks.pool(tensor), "hidden", "relu")
+
+
+def _linear(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
+    return tensor
+
+
+HEADS: dict[str, Head] = {
+    "light": _light,
+    "conv": _one_a_halving(_conv_block),
+    "bottleneck": _one_a_halving(_bottleneck_block),
+    "separable": _one_a_halving(_separable_block),
+    "linear": _linear,
 }

@@ -4,7 +4,7 @@ import itertools
 import math
 import numbers
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,7 @@ def place(
     end: keras.KerasTensor,
     feature: keras.KerasTensor,
     data_format: str,
+    head_cost: Callable[[keras.KerasTensor], int],
 ) -> list[keras.KerasTensor]:
     """Chooses the tensors that the exits are attached to.
 
@@ -38,6 +39,7 @@ def place(
         end: KerasTensor, the last feature map: no exit comes after it.
         feature: KerasTensor, what enters the classifier.
         data_format: `"channels_last"` or `"channels_first"`.
+        head_cost: function from a tensor to the multiply-adds of a head there, its classifier included.
 
     Returns:
         A list of KerasTensors of rank 4, in the order in which the network computes them.
@@ -58,8 +60,10 @@ def place(
     if placement == "stage":
         return [cut.tensor for cut in options[-exits:]]
     total = sum(macs)
-    even = _most_even(options, exits, total)
-    return [cut.tensor for cut in _lighter(options, even, NEAR * total)]
+    priced = [cut._replace(head=head_cost(cut.tensor)) for cut in options]
+    # Where heads are so dear that so many exits cannot all save something, the caller warns of it.
+    even = _most_even(priced, exits, total, bound=total) or _most_even(priced, exits, total)
+    return [cut.tensor for cut in _lighter(priced, even, NEAR * total)]
 
 
 class _Cut(typing.NamedTuple):
@@ -70,6 +74,7 @@ class _Cut(typing.NamedTuple):
     kept: int  # how many numbers they hold for one image
     before: int  # multiply-adds up to there
     size: Shape  # (height, width) in pixels
+    head: int = 0  # multiply-adds of a head there
 
 
 def _legal_cuts(
@@ -137,30 +142,42 @@ def _last_of_its_size(run: list[_Cut]) -> _Cut:
     return [cut for cut in run if cut.size == run[0].size][-1]
 
 
-def _most_even(cuts: list[_Cut], exits: int, total: int) -> list[_Cut]:
+def _most_even(cuts: list[_Cut], exits: int, total: int, bound: float = math.inf) -> list[_Cut]:
     """The cuts whose segments have the least sum of squared multiply-adds: the most even split.
 
+    A segment is what an exit costs beyond the exit before it: the network from there on, and its own head.
     Dynamic programming over the cuts: exact. Ties go to the cuts with the least to keep, then to the earlier.
+
+    Args:
+        cuts: where exits may stand.
+        exits: how many.
+        total: multiply-adds of the network.
+        bound: what it may cost to leave at an exit, the heads before it included.
+
+    Returns:
+        The cuts; none where no choice that was looked at keeps within `bound`. To each cut only the most even
+        of the ways within the bound is followed.
     """
     ends = [0, *(cut.before for cut in cuts), total]
+    heads = [0, *(cut.head for cut in cuts), 0]
     kept = [0, *(cut.kept for cut in cuts), 0]
     last = len(ends) - 1
-    # Index of an end -> unevenness, numbers to keep and path of the exits so far.
-    best: dict[int, tuple[int, int, tuple[int, ...]]] = {0: (0, 0, ())}
+    # Index of an end -> unevenness, numbers to keep, cost of the heads and path of the exits so far.
+    best: dict[int, tuple[int, int, int, tuple[int, ...]]] = {0: (0, 0, 0, ())}
     for segment in range(exits + 1):
         reach = range(last, last + 1) if segment == exits else range(1, last)
         longer = {}
         for j in reach:
             steps = (
-                (uneven + (ends[j] - ends[i]) ** 2, size + kept[j], i)
-                for i, (uneven, size, _) in best.items()
-                if i < j
+                (uneven + (ends[j] - ends[i] + heads[j]) ** 2, size + kept[j], spent + heads[j], i)
+                for i, (uneven, size, spent, _) in best.items()
+                if i < j and (j == last or ends[j] + spent + heads[j] <= bound)
             )
-            uneven, size, i = min(steps, default=(0, 0, None))
+            uneven, size, spent, i = min(steps, default=(0, 0, 0, None))
             if i is not None:
-                longer[j] = (uneven, size, (*best[i][-1], j))
+                longer[j] = (uneven, size, spent, (*best[i][-1], j))
         best = longer
-    return [cuts[j - 1] for j in best[last][-1][:-1]]
+    return [cuts[j - 1] for j in best[last][-1][:-1]] if last in best else []
 
 
 def _lighter(cuts: list[_Cut], chosen: list[_Cut], reach: float) -> list[_Cut]:
@@ -170,7 +187,7 @@ def _lighter(cuts: list[_Cut], chosen: list[_Cut], reach: float) -> list[_Cut]:
         near = [
             other
             for other in cuts
-            if abs(other.before - cut.before) <= reach
+            if abs(other.before + other.head - cut.before - cut.head) <= reach
             and (not moved or other.before > moved[-1].before)
             and (following is None or other.before < following.before)
         ]

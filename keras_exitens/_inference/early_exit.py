@@ -1,6 +1,7 @@
 """`EarlyExit`: a multi-exit model that lets each image leave as soon as a policy is sure of it."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, Self
 
 import keras
@@ -212,13 +213,18 @@ class EarlyExit(keras.Model):
             return replicas.of_one(super().predict_on_batch(x), rows=len(x)), None
         if self._on_batch is None:
             chain = self._stages()
-            read = chain.read_first if self.optimize else lambda: None
+            read = chain.read_first if self.optimize else None
+            # A partial: TensorFlow takes the functions of all objects of a class for one, and warns that it
+            # is traced again and again.
             self._on_batch = tf.function(
-                lambda images: (self.route(images), read()), autograph=False, reduce_retracing=True
+                functools.partial(self._route_and_read, read), autograph=False, reduce_retracing=True
             )
         with self.distribute_strategy.scope():
             found, first = self._on_batch(tf.convert_to_tensor(x))
         return {key: value.numpy() for key, value in found.items()}, first
+
+    def _route_and_read(self, read: Callable[[], list[Tensor]] | None, images: Tensor) -> Any:
+        return self.route(images), None if read is None else read()
 
     def _stages_run(self, exits: np.ndarray) -> int:
         """How many stages ran for rows that left at these exits."""

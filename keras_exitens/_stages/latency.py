@@ -1,9 +1,8 @@
 """What each exit costs in seconds, measured."""
 
+import functools
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
@@ -40,7 +39,10 @@ def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) ->
     checks.number("batch_size", batch_size, low=1)
     checks.number("repeats", repeats, low=1)
     pieces = split_heads(model)
-    functions = [tf.function(_inference(piece), autograph=False) for _, _, piece, _ in pieces]
+    # Partials: lambdas of one line are one function to TensorFlow, which warns that it traces it too often.
+    functions = [
+        tf.function(functools.partial(piece, training=False), autograph=False) for _, _, piece, _ in pieces
+    ]
     images = ExitNetwork.of(model).image
     shape = [batch_size, *(NOMINAL_SIZE if size is None else size for size in images.shape[1:])]
     images_given = tf.cast(np.random.default_rng(0).normal(size=shape), images.dtype)
@@ -62,7 +64,3 @@ def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) ->
     }
     stages, heads = (tuple(medians.get((name, part), 0.0) for name in names) for part in ("stage", "head"))
     return ExitCost(names, stages, heads, unit="seconds")
-
-
-def _inference(piece: keras.Model) -> Callable[[Any], Any]:
-    return lambda values: piece(values, training=False)

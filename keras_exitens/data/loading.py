@@ -68,7 +68,9 @@ def load(
         image_size: int, `(height, width)` or `None`, pixels to which all images are resized. Needed for
             sets whose images differ in size. Defaults to `None`: as they are.
         data_dir: path or `None`. For `"mnist"` and `"fashion_mnist"` a folder with the four IDX files,
-            gzipped or not; for every set but `"digits"` a data folder of TensorFlow Datasets. Without it,
+            gzipped or not; for `"cifar10"` and `"cifar100"` the folder that the authors' archive makes
+            (binary or Python version; CIFAR-100 with its 100 fine labels), or the one above; for every set
+            but `"digits"` a data folder of TensorFlow Datasets. Without it,
             `"fashion_mnist"` comes from Debian's package dataset-fashion-mnist where that is installed,
             and everything else from TensorFlow Datasets' usual folder, downloaded at need.
         seed: int in [0, 2³²), of the order and the augmentation. Defaults to `0`.
@@ -81,7 +83,7 @@ def load(
     Raises:
         ValueError: if an argument is out of range, the data set is unknown, not an image classification set
             or larger than memory allows, or a file is corrupt.
-        FileNotFoundError: if the IDX files are not in `data_dir`.
+        FileNotFoundError: if files of the set are missing in `data_dir`.
         ImportError: if the package that provides the set is not installed.
         RuntimeError: if TensorFlow Datasets cannot download or prepare the set.
 

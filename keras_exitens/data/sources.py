@@ -1,4 +1,4 @@
-"""Where images come from: TensorFlow Datasets, scikit-learn, or IDX files. All give the same arrays."""
+"""Where images come from: TensorFlow Datasets, scikit-learn, files of MNIST or CIFAR; all the same arrays."""
 
 import math
 import pathlib
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from keras_exitens import _checks as checks
 from keras_exitens._types import Path
-from keras_exitens.data import idx
+from keras_exitens.data import cifar, idx
 
 __all__ = ["Images", "base_name", "read"]
 
@@ -75,6 +75,9 @@ def read(name: str, data_dir: Path | None = None, image_size: tuple[int, int] | 
     elif name in _IDX_CLASSES and (folder := _idx_folder(name, data_dir)):
         (train, train_labels), (test, test_labels) = idx.read_folder(folder)
         found = Images(train[..., None], train_labels, test[..., None], test_labels, _IDX_CLASSES[name])
+    elif name in cifar.LAYOUTS and data_dir is not None and (place := cifar.find_folder(name, data_dir)):
+        train_part, test_part, class_names = cifar.read_folder(*place)
+        found = Images(*train_part, *test_part, class_names)
     else:
         # Resized while it is read: its images may all have different sizes.
         return _checked(name, _tensorflow_datasets(name, data_dir, image_size))
@@ -243,6 +246,9 @@ def _prepare(builder: Any, name: str) -> None:
             ways.append("install Debian's package dataset-fashion-mnist")
         if name in _IDX_CLASSES:
             ways.append("pass as `data_dir` a folder with the four IDX files")
+        if name in cifar.LAYOUTS:
+            folders = " or ".join(repr(layout.folder) for layout in cifar.LAYOUTS[name])
+            ways.append(f"pass as `data_dir` the folder {folders} of the authors' archive, unpacked")
         ways.append("use 'digits', which needs no download")
         raise checks.error(
             f"TensorFlow Datasets could not download or prepare {name!r}.",

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import warnings
 
 import harness
 import keras
@@ -34,6 +35,7 @@ from harness import (
 from keras import layers
 
 import keras_exitens as kx
+from keras_exitens._attach import placement as placement_rules
 from keras_exitens._graph.counting import count_operations
 from keras_exitens._graph.dag import Graph
 from keras_exitens._graph.flattening import flatten
@@ -73,8 +75,12 @@ def test_compute_is_the_best_of_all_subsets_but_for_small_moves(seed, exits):
     total = sum(counts) + classifier
     reached = np.cumsum(counts)[:-1].tolist()  # after the last convolution there is no inner map
 
+    # A linear head: to the width of the last map where the exit has another one, then to the classes.
+    heads = [(w * widths[-1] if w != widths[-1] else 0) + widths[-1] * CLASSES for w in widths]
+
     def segments(subset):
-        return np.diff([0, *(reached[i] for i in subset), total]).tolist()
+        between = np.diff([0, *(reached[i] for i in subset), total])
+        return np.add(between, [*(heads[i] for i in subset), 0]).tolist()
 
     subsets = list(itertools.combinations(range(n - 1), exits))
     best = min(subsets, key=lambda subset: unevenness(segments(subset)))
@@ -85,9 +91,10 @@ def test_compute_is_the_best_of_all_subsets_but_for_small_moves(seed, exits):
         sizes = [math.prod(model.get_layer(f"conv{i + 1}").output.shape[1:]) for i in range(n - 1)]
         for i, j in zip(chosen, best, strict=True):
             assert i == j or sizes[i] < sizes[j]
-            assert abs(reached[i] - reached[j]) <= 0.02 * total
+            assert abs(reached[i] + heads[i] - reached[j] - heads[j]) <= 0.02 * total
     # and the network that comes out is cut there
-    assert list(kx.cost(model_exits).stage_multiply_adds) == segments(chosen)
+    costs = kx.cost(model_exits)
+    assert np.diff([0, *costs.cumulative]).tolist() == segments(chosen)
 
 
 @pytest.mark.parametrize("build", NETWORKS, ids=lambda build: build.__name__)
@@ -98,16 +105,24 @@ def test_compute_is_the_best_of_all_cuts_of_an_awkward_network(build):
     macs, live = [count.multiply_adds for count in count_operations(graph)], graph.live_after
     reached = np.cumsum(macs)
     pooled = next(s for s in graph.steps if isinstance(s.operation, layers.GlobalAveragePooling2D))
-    ends = {
-        int(reached[s.index])
-        for s in graph.steps
-        if s.index < pooled.index - 1 and len(live[s.index]) == 1 and len(s.outputs[0].shape) == 4
-    }
-    subsets = list(itertools.combinations(sorted(ends - {0}), 2))
+    width = pooled.outputs[0].shape[-1]
+    heads = {}  # multiply-adds up to a cut -> those of the cheapest linear head of the cuts there
+    for s in graph.steps:
+        tensor = s.outputs[0]
+        if s.index < pooled.index - 1 and len(live[s.index]) == 1 and len(tensor.shape) == 4:
+            channels = tensor.shape[-1]
+            head = (channels * width if channels != width else 0) + width * CLASSES
+            end = int(reached[s.index])
+            heads[end] = min(head, heads.get(end, head))
+    heads.pop(0, None)
+    subsets = list(itertools.combinations(sorted(heads), 2))
     assert subsets
-    best = min(unevenness(np.diff([0, *subset, sum(macs)])) for subset in subsets)
-    stages = kx.cost(kx.add_exits(model, 2, head="linear")).stage_multiply_adds
-    assert unevenness(stages) == best
+    best = min(
+        unevenness(np.add(np.diff([0, *subset, sum(macs)]), [*(heads[end] for end in subset), 0]))
+        for subset in subsets
+    )
+    costs = kx.cost(kx.add_exits(model, 2, head="linear"))
+    assert unevenness(np.diff([0, *costs.cumulative])) == best
 
 
 @pytest.mark.parametrize(("blocks", "exits"), [(4, 1), (6, 2), (8, 3), (8, 1), (10, 4)])
@@ -117,6 +132,39 @@ def test_equal_blocks_are_split_evenly(blocks, exits):
     assert placed(model, exits) == [f"conv{i * step}" for i in range(1, exits + 1)]
     stages = kx.cost(kx.add_exits(model, exits)).stage_multiply_adds
     assert max(stages) - min(stages) == 8 * CLASSES  # the classifier, in the last stage
+
+
+@pytest.mark.parametrize("head", ["light", "conv", "bottleneck", "separable", "linear"])
+def test_heads_count_in_an_even_split(head, monkeypatch):
+    """Of all choices that save something at each exit, the most even one, heads included."""
+    monkeypatch.setattr(placement_rules, "NEAR", 0)  # no moves to where less is kept
+    widths, strides = [8, 8, 16, 16, 32, 32, 64, 64], [1, 1, 2, 1, 2, 1, 2, 1]
+    model = plain(widths, strides)
+    total = sum(plain_cost(widths, strides, 32)[0]) + 64 * CLASSES
+
+    def cumulative(subset):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return kx.cost(kx.add_exits(model, [f"conv{i}" for i in subset], head=head)).cumulative
+
+    costs = [cumulative(subset) for subset in itertools.combinations(range(1, 8), 2)]
+    paying = [c for c in costs if c[1] <= total] or costs
+    best = min(unevenness(np.diff([0, *c])) for c in paying)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if paying is not costs else "ignore")
+        found = kx.cost(kx.add_exits(model, 2, head=head)).cumulative
+    assert unevenness(np.diff([0, *found])) == best
+
+
+def test_no_exit_saves_nothing_where_all_can_save_something():
+    """A head costs a tenth of the network. Spread evenly, the last of four exits costs more than it all."""
+    model = plain([8] * 10, [1] * 10, in_channels=8, size=16)
+    with pytest.warns(UserWarning, match="'exit_4' 12.*% with the heads before it"):
+        kx.add_exits(model, [f"conv{i}" for i in (2, 4, 6, 8)], head="conv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = kx.cost(kx.add_exits(model, 4, head="conv"))
+    assert found.cumulative[3] < found.backbone
 
 
 def test_placement_is_deterministic():

@@ -301,20 +301,47 @@ def vgg_like():
     return keras.Model(inputs, layers.Dense(CLASSES, activation="softmax")(x))
 
 
-def test_a_head_that_costs_more_than_the_network_causes_a_warning():
+def test_an_exit_that_saves_nothing_causes_a_warning():
     exits = ["block3", "block4", "block5"]
-    with pytest.warns(UserWarning, match="more multiply-adds than the whole network") as caught:
+    with pytest.warns(UserWarning, match="saves nothing") as caught:
         model = kx.add_exits(vgg_like(), exits, head="conv")
-    costs = kx.cost(model)
-    message = str(caught[0].message)
-    reached = np.cumsum(costs.stage_multiply_adds)
-    for name, stages, head in zip(costs.names, reached, costs.head_multiply_adds, strict=True):
-        assert (f"'{name}' {stages + head:,} ({head:,}" in message) == (stages + head > costs.backbone)
+    costs, message = kx.cost(model), str(caught[0].message)
+    assert all(reached > costs.backbone for reached in costs.cumulative[:-1])
+    for name, reached, head in zip(costs.names[:-1], costs.cumulative, costs.heads, strict=False):
+        stated = (
+            f"'{name}' {reached / costs.backbone:.1%} with the heads before it, its head "
+            f"{head / costs.backbone:.1%}"
+        )
+        assert stated in message
     assert f"{costs.backbone:,}" in message
+    assert "head='light'" in message
     assert caught[0].filename == __file__
+
+
+def test_an_exit_that_costs_more_than_the_next_one_causes_a_warning():
+    x = inputs = keras.Input((32, 32, 8))
+    x = layers.Conv2D(8, 3, padding="same", name="early")(x)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", name="later")(x)
+    for i in range(8):
+        x = layers.Conv2D(64, 3, padding="same", strides=1 + (i == 4), name=f"body{i}")(x)
+    x = layers.GlobalAveragePooling2D()(x)
+    backbone = keras.Model(inputs, layers.Dense(CLASSES)(x))
+
+    def dear_at_first(tensor, width, name):
+        return layers.Conv2D(64 if name == "exit_1" else 8, 5, padding="same")(tensor)
+
+    with pytest.warns(UserWarning, match="saves nothing") as caught:
+        model = kx.add_exits(backbone, ["early", "later"], head=dear_at_first)
+    costs = kx.cost(model)
+    first = (costs.stages[0] + costs.heads[0]) / costs.backbone
+    second = (sum(costs.stages[:2]) + costs.heads[1]) / costs.backbone
+    assert 1 > first > second
+    assert f"'exit_1' {first:.1%}, its head" in str(caught[0].message)
+    assert f"the exit after it {second:.1%}" in str(caught[0].message)
+    assert "exit_2" not in str(caught[0].message)
 
 
 def test_a_light_head_causes_none():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        kx.add_exits(vgg_like(), ["block3", "block4", "block5"], head="linear")
+        kx.add_exits(vgg_like(), ["block3", "block4"], head="linear")

@@ -1,5 +1,6 @@
 """Exit heads, and the layer that turns a classifier into logits."""
 
+import math
 import threading
 
 import keras
@@ -8,7 +9,9 @@ import pytest
 from harness import randomise
 from keras import layers, ops
 
-from keras_exitens._attach.heads import HEADS, apply_head
+from keras_exitens._attach.heads import HEADS, apply_head, multiply_adds
+from keras_exitens._graph.counting import count_operations
+from keras_exitens._graph.dag import Graph
 from keras_exitens._network.exit_logits import ExitLogits
 
 RNG = np.random.default_rng(0)
@@ -238,6 +241,10 @@ def test_one_strided_convolution_a_halving(name, halvings):
 def test_features_have_the_width_that_enters_the_classifier(name):
     projected = head(name, width=24, features=40)
     assert projected.output.shape == (None, 40)
+    if name == "light":
+        assert projected.layers[-1].name == "exit_1_hidden"
+        assert projected.layers[-1].activation is keras.activations.relu
+        return
     assert projected.layers[-1].name == "exit_1_project"
     assert projected.get_layer("exit_1_pool").output.shape == (None, 4 if name == "linear" else 24)
     straight = head(name, width=24, features=4 if name == "linear" else 24)
@@ -265,7 +272,25 @@ PARAMETERS = {
     "bottleneck": (4 * 6 + 2 * 6) + (9 * 6 * 6 + 2 * 6) + (6 * 24 + 2 * 24),
     "separable": (9 * 4 + 2 * 4) + (4 * 24 + 2 * 24),
     "linear": 4 * 24 + 24,
+    "light": (9 * 4 + 2 * 4) + (4 * 24 + 2 * 24) + (24 * 24 + 24),  # all 24, where a quarter is too few
 }
+
+
+@pytest.mark.parametrize(("width", "inner"), [(24, 24), (64, 32), (130, 33), (512, 128)])
+def test_the_light_head_mixes_channels_at_a_quarter_of_the_width(width, inner):
+    (conv,) = (la for la in own(head("light", width=width)) if type(la) is layers.Conv2D)
+    assert (conv.filters, conv.kernel_size, conv.strides) == (inner, (1, 1), (1, 1))
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 4), (7, 9, 12), (1, 1, 40)])
+@pytest.mark.parametrize("halvings", [0, 1, 3])
+@pytest.mark.parametrize("features", [24, 10])
+@pytest.mark.parametrize("name", HEADS)
+def test_the_cost_of_a_head_is_known_without_building_it(name, features, halvings, shape):
+    leads_to = {"width": 24, "features": features, "halvings": halvings}
+    model = head(name, shape=shape, **leads_to)
+    found = sum(c.multiply_adds for c in count_operations(Graph.of(model))) - math.prod(shape) * shape[-1]
+    assert multiply_adds(name, shape[:2], shape[-1], **leads_to) == found
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -73,9 +73,9 @@ def deep_supervision(objective, **options):
 
 # The reference is told every value; the library has its own defaults.
 CASES = {
-    "eed": eed(EED(), output_loss="mse", output_weight=1, feature_weight=1),
+    "eed": eed(EED("mse"), output_loss="mse", output_weight=1, feature_weight=1),
     "eed mse, weights": eed(
-        EED(output_weight=2.5, feature_weight=0.3), output_weight=2.5, feature_weight=0.3
+        EED("mse", output_weight=2.5, feature_weight=0.3), output_weight=2.5, feature_weight=0.3
     ),
     "eed kl": eed(EED("kl"), output_loss="kl", output_weight=0.1, temperature=3, feature_weight=1),
     "eed kl, weights": eed(
@@ -86,7 +86,7 @@ CASES = {
         feature_weight=0.4,
     ),
     "eed, no output loss": eed(EED(None, feature_weight=2), output_weight=0, feature_weight=2),
-    "eed, no features": eed(EED(feature_weight=0), feature_weight=0),
+    "eed, no features": eed(EED("mse", feature_weight=0), feature_weight=0),
     "eed, neither": eed(EED(None, feature_weight=0), output_weight=0, feature_weight=0),
     "beed": beed(BEED(), alpha=1.15, beta=1.6, temperature=3, feature_weight=0.1),
     "beed, weights": beed(
@@ -230,7 +230,7 @@ def test_the_classification_loss_is_the_one_that_is_given():
 
     scores = [np.square(reference.softmax(z) - np.eye(CLASSES)[y]).sum(axis=-1) for z in logits]
     for objective, weights in (
-        (EED(feature_weight=0), [1, 1, 1]),
+        (EED("mse", feature_weight=0), [1, 1, 1]),
         (BEED(feature_weight=0), [2 - 1.15**2, 2 - 1.15, 1]),
         (DBT(weight=0.2), [0.8, 0.8, 0.8]),
         (BYOT(feature_weight=0, alpha=0.4), [0.6, 0.6, 1]),
@@ -357,6 +357,11 @@ def test_eed_ignores_features_that_neither_student_nor_teacher_has():
     np.testing.assert_allclose(terms["feature"], [(3**2 + 4**2 + 4**2) / 3], rtol=1e-12)
 
 
+def test_the_default_is_the_choice_with_the_least_regret():
+    assert EED().get_config() == EED("kl").get_config()
+    assert EED().get_config() != EED("mse").get_config()
+
+
 # α of BEED --------------------------------------------------------------------------------------
 
 
@@ -383,7 +388,7 @@ def test_beed_refuses_alpha_also_when_it_is_called():
 
 SCHEDULE = PolynomialDecay(0.8, decay_steps=10, end_learning_rate=0.2, power=1.0)
 SCHEDULED = {
-    "EED.output_weight": lambda w: EED(output_weight=w),
+    "EED.output_weight": lambda w: EED("mse", output_weight=w),
     "EED.output_weight, kl": lambda w: EED("kl", output_weight=w),
     "EED.feature_weight": lambda w: EED(feature_weight=w),
     "BEED.feature_weight": lambda w: BEED(feature_weight=w),
@@ -494,8 +499,8 @@ def test_only_annealing_has_state(case):
 # Configs ----------------------------------------------------------------------------------------
 
 ALL_ARGUMENTS = {
-    "eed": EED(output_loss="kl", output_weight=0.7, temperature=1.5, feature_weight=0.2),
-    "eed, schedules": EED("kl", SCHEDULE, 2.0, PolynomialDecay(3.0, 7, 1.0)),
+    "eed": EED(output_loss="mse", output_weight=0.7, temperature=1.5, feature_weight=0.2),
+    "eed, schedules": EED("mse", SCHEDULE, 2.0, PolynomialDecay(3.0, 7, 1.0)),
     "eed, no output": EED(output_loss=None, output_weight=0.7, temperature=1.5, feature_weight=0.2),
     "beed": BEED(alpha=1.2, beta=0.7, temperature=2.0, feature_weight=0.9),
     "beed, schedule": BEED(alpha=1.2, beta=0.7, temperature=2.0, feature_weight=SCHEDULE),

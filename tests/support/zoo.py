@@ -30,7 +30,7 @@ import keras_exitens as kx
 
 CLASSES = 5
 EXITS = 3
-CELLS = [(p, h) for p in ("compute", "stage") for h in ("bottleneck", "conv", "separable", "linear")]
+CELLS = [(p, h) for p in ("compute", "stage") for h in ("light", "bottleneck", "conv", "separable", "linear")]
 SIZES = (32, 48, 64, 71, 75, 96, 128)  # pixels, the smallest that the network takes
 
 # The smallest of each family first, so that an unfinished table says most.

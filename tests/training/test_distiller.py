@@ -114,7 +114,7 @@ def test_annealing_equals_its_steps_by_hand():
 def test_a_scheduled_weight_follows_the_steps():
     (x, y), params = data(12), parameters()
     weight = PolynomialDecay(4.0, 2, 0.0)
-    case = Case(lambda: objectives.EED(output_weight=weight, feature_weight=0), None, None)
+    case = Case(lambda: objectives.EED("mse", output_weight=weight, feature_weight=0), None, None)
     distiller = distiller_of(case)
     distiller.fit(x, y, batch_size=4, shuffle=False, verbose=0)
     for step, output_weight in enumerate((4.0, 2.0, 0.0)):
