@@ -73,26 +73,27 @@ def jobs(parts, networks, seeds, recipes, joint=("light", "linear", "bottleneck"
 # Heads that are compared with those of the library
 
 
-def candidates():
-    """Heads that are not in the library: a dict from name to what `add_exits` takes as `head`."""
-    from keras import layers
-
+def add_candidates():
+    """Makes heads that are not in the library known to `add_exits`, in this process."""
     from keras_exitens._attach import heads
 
     def mlp(blocks, tensor, width, halvings):
-        return blocks.dense(blocks.pool(tensor), "hidden", "relu")
+        return blocks.hidden(blocks.pool(tensor))
 
     def shrink(blocks, tensor, width, halvings):
         for blocks.block in range(1, halvings + 1):
             tensor = blocks.depthwise(tensor, 2, "a")
         return mlp(blocks, tensor, width, halvings)
 
-    def two_pools(tensor, width, name):
-        pools = layers.GlobalAveragePooling2D()(tensor), layers.GlobalMaxPooling2D()(tensor)
-        return layers.Dense(width, "relu", kernel_initializer="he_normal")(layers.Concatenate()(pools))
+    def projected(blocks, tensor, width, halvings):
+        for blocks.block in range(1, halvings + 1):
+            tensor = blocks.depthwise(tensor, 2, "a")
+        blocks.block = max(halvings, 1)
+        inner = max(math.ceil(width / 4), min(width, 32))
+        return blocks.project(blocks.pool(blocks.conv(tensor, inner, 1, 1, "b")))
 
-    heads.HEADS.update(mlp=mlp, shrink=shrink)  # which says what they cost, too
-    return {**{name: name for name in heads.HEADS}, "two_pools": two_pools}
+    found = {"mlp": mlp, "shrink": shrink, "light_projected": projected}
+    heads.HEADS.update(found)  # which says what they cost, too
 
 
 def with_all_heads(backbone):
@@ -106,23 +107,20 @@ def with_all_heads(backbone):
     from keras import layers, ops
 
     import keras_exitens as kx
-    from keras_exitens._attach.heads import apply_head
+    from keras_exitens._attach.heads import HEADS, apply_head
     from keras_exitens._network.exit_network import ExitNetwork
 
-    heads = candidates()
+    add_candidates()
     network = ExitNetwork.of(kx.add_exits(backbone, EXITS, head="light"))
     tensors = {name: where_attached(network, name) for name in network.names[:-1]}
     places = [network.graph.producer(tensor).operation.name for tensor in tensors.values()]
-    costs = {
-        name: list(kx.cost(kx.add_exits(backbone, places, head=head)).cumulative)
-        for name, head in heads.items()
-    }
+    costs = {head: list(kx.cost(kx.add_exits(backbone, places, head=head)).cumulative) for head in HEADS}
     last = network.graph.producer(network.features["final"]).inputs[0]
     outputs = {"final": network.logits["final"]}
     classes, kept = outputs["final"].shape[-1], {}
-    for head, (name, tensor) in itertools.product(heads, tensors.items()):
+    for head, (name, tensor) in itertools.product(HEADS, tensors.items()):
         kept[head, name] = feature = apply_head(
-            heads[head],
+            head,
             ops.stop_gradient(tensor),
             width=last.shape[-1],
             features=network.features["final"].shape[-1],
@@ -135,7 +133,9 @@ def with_all_heads(backbone):
     before = outputs["exit_1.light_reuse"] = outputs["exit_1.light"]
     costs["light_reuse"] = list(costs["light"])
     for i, name in enumerate(list(tensors)[1:], 1):
-        seen = layers.Concatenate()([kept["light", name], ops.stop_gradient(ops.log_softmax(before))])
+        seen = layers.Concatenate()(
+            list(map(ops.stop_gradient, (kept["light", name], ops.log_softmax(before))))
+        )
         before = outputs[f"{name}.light_reuse"] = layers.Dense(classes)(seen)
         costs["light_reuse"][i:] = [total + classes**2 for total in costs["light_reuse"][i:]]
     return keras.Model(network.inputs, outputs), costs

@@ -1,4 +1,4 @@
-"""Where `placement="compute"` puts three exits in five well-known networks: the table in docs/placement.md.
+"""Where `placement="compute"` puts three exits in ten well-known networks: the table in docs/placement.md.
 
 python benchmarks/placement_table.py           # shows it
 python benchmarks/placement_table.py --write   # puts it into docs/placement.md
@@ -19,7 +19,10 @@ from keras_exitens._graph.dag import Graph
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "placement.md"
 BEGIN, END = "<!-- made by benchmarks/placement_table.py -->\n", "<!-- end -->\n"
-NETWORKS = ("ResNet50", "VGG16", "DenseNet121", "MobileNetV2", "EfficientNetB0")
+NETWORKS = (
+    *("ResNet50", "VGG16", "DenseNet121", "ConvNeXtTiny", "Xception"),
+    *("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "EfficientNetV2B0", "NASNetMobile"),
+)
 
 
 def table(networks=NETWORKS, exits=3):
@@ -40,7 +43,7 @@ def written(text):
 
 def rows(network, exits):
     keras.backend.clear_session()  # names begin again
-    backbone = getattr(keras.applications, network)(weights=None)
+    backbone = getattr(keras.applications, network)(weights=None, input_shape=(224, 224, 3), classes=100)
     model = kx.add_exits(backbone, exits)
     costs = kx.cost(model)
     graph = Graph.of(backbone)
@@ -52,7 +55,7 @@ def rows(network, exits):
         layer = before(model, name)
         tensors = live[by_name[layer].index]
         kept = sum(math.prod(t.shape[1:]) for t in tensors)
-        size = "×".join(map(str, backbone.get_layer(layer).output.shape[1:]))
+        size = "×".join(map(str, by_name[layer].outputs[0].shape[1:]))
         shares = " | ".join(f"{part / costs.backbone:.1%}" for part in (reached, head, total))
         yield f"| {network} | {name} | `{layer}` | {size} | {len(tensors)} | {kept:,} | {shares} |"
 

@@ -52,8 +52,8 @@ def add_exits(
             head costs is not known beforehand, and counts as nothing. `"stage"`: at the last map of each
             spatial resolution.
         head: `"light"` (default: strided depthwise 3×3 convolutions, one 1×1 convolution to a quarter of the
-            last map's width, at least 32, pooling, a hidden layer with ReLU; three of them cost at most 5% of
-            common networks),
+            last map's width, at least 32, pooling, a hidden layer; three of them cost at most 5% of common
+            networks),
             `"conv"` (3×3 convolutions, as in the paper), `"bottleneck"` (1×1, strided 3×3 and 1×1 convolution
             with an inner width of a quarter), `"separable"` (depthwise 3×3 and 1×1), `"linear"` (global
             pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a map or a vector as

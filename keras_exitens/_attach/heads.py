@@ -60,7 +60,7 @@ def apply_head(
         )
     if len(out.shape) == 4:
         out = blocks.pool(out)
-    return out if out.shape[-1] == features else blocks.dense(out, "project", None)
+    return out if out.shape[-1] == features else blocks.project(out)
 
 
 def multiply_adds(
@@ -77,7 +77,7 @@ def multiply_adds(
     blocks = _Count(features)
     out = HEADS[head](blocks, _Map(size[0], size[1], channels), width, halvings)
     if blocks.channels(out) != features:
-        blocks.dense(out, "project", None)
+        blocks.project(out)
     return blocks.total
 
 
@@ -101,8 +101,12 @@ class _Blocks:
         """Global average pooling."""
         raise NotImplementedError
 
-    def dense(self, tensor: Any, part: str, activation: str | None) -> Any:
+    def project(self, tensor: Any) -> Any:
         """A dense layer of D units."""
+        raise NotImplementedError
+
+    def hidden(self, tensor: Any) -> Any:
+        """A dense layer of D units, batch normalisation, ReLU."""
         raise NotImplementedError
 
 
@@ -150,15 +154,20 @@ class _Layers(_Blocks):
     def pool(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
         return layers.GlobalAveragePooling2D(name=f"{self.name}_pool", **self.common)(tensor)
 
-    def dense(self, tensor: keras.KerasTensor, part: str, activation: str | None) -> keras.KerasTensor:
+    def project(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        name = f"{self.name}_project"
+        return layers.Dense(self.features, dtype=self.common["dtype"], name=name)(tensor)
+
+    def hidden(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
+        name = f"{self.name}_hidden"
         dense = layers.Dense(
             self.features,
-            activation,
-            kernel_initializer="he_normal" if activation else "glorot_uniform",
+            use_bias=False,
+            kernel_initializer="he_normal",
             dtype=self.common["dtype"],
-            name=f"{self.name}_{part}",
+            name=f"{name}_dense",
         )
-        return dense(tensor)
+        return self._norm(dense(tensor), name)
 
     def _norm(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
         dtype = self.common["dtype"]
@@ -206,9 +215,11 @@ class _Count(_Blocks):
     def pool(self, tensor: _Map) -> _Map:
         return _Map(1, 1, tensor.channels)
 
-    def dense(self, tensor: _Map, part: str, activation: str | None) -> _Map:
+    def project(self, tensor: _Map) -> _Map:
         self.total += tensor.channels * self.features
         return _Map(1, 1, self.features)
+
+    hidden = project
 
 
 Head: TypeAlias = Callable[[Any, Any, int, int], Any]  # (blocks, tensor, width, halvings) -> map or vector
@@ -252,8 +263,7 @@ def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
     blocks.block = max(halvings, 1)
     # A quarter; in narrow networks not so few that all of them may be dead.
     inner = max(math.ceil(width / 4), min(width, 32))
-    tensor = blocks.conv(tensor, inner, 1, 1, "b")
-    return blocks.dense(blocks.pool(tensor), "hidden", "relu")
+    return blocks.hidden(blocks.pool(blocks.conv(tensor, inner, 1, 1, "b")))
 
 
 def _linear(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:

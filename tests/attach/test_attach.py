@@ -70,7 +70,8 @@ def test_final_logits_are_the_users_before_the_activation(model):
     x = images(model)
     expected = logits_by_hand(model, model.get_layer("classifier"), x)
     assert expected.std(axis=0).min() > 1e-3, "every class tells images apart"
-    out = kx.add_exits(model, 2)(x)
+    # Of the few features of these small networks, a random ReLU may leave none.
+    out = kx.add_exits(model, 2, head="linear")(x)
     assert set(out) == {"exit_1", "exit_2", "final"}
     np.testing.assert_allclose(out["final"], expected, atol=1e-5)
     np.testing.assert_allclose(ops.softmax(out["final"]), model(x), atol=1e-6)

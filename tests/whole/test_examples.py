@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-import keras_exitens  # also so that Keras can load what the examples saved
+import keras_exitens as kx  # also so that Keras can load what the examples saved
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 TINY = [
@@ -50,19 +51,45 @@ def rows(path):
 
 def test_quickstart_prints_the_table_and_draws_the_picture(tmp_path):
     done = run("quickstart.py", "--epochs", 1, "--width", 0.0625, "--exits", 2, cwd=tmp_path)
+    assert not done.stderr, "nothing but what the example itself says"
     lines = done.stdout.splitlines()
-    header = next(line for line in lines if "ensemble" in line and "parameters" in line)
-    assert header.split() == ["exit_1", "exit_2", "final", "ensemble", "parameters", "seconds"]
-    for method, filled in [("plain network", 1), ("exits, cross-entropy", 4), ("exits, EED", 4)]:
-        row = next(line for line in lines if line.startswith(method) and len(line) == len(header))
-        cells = row[22:].split()
-        accuracy = [float(cell) for cell in cells[:4] if cell != "-"]
-        assert len(accuracy) == filled and all(0 <= a <= 100 for a in accuracy)
-    assert any("points" in line for line in lines)
-    assert any("of the multiply-adds at" in line for line in lines)
-    picture = tmp_path / "runs/quickstart/curves.png"
+    start = next(i for i, line in enumerate(lines) if "95% interval" in line)
+    found = {}
+    for line in lines[start + 1 : start + 5]:
+        name, right, low, high, cost, *seconds = re.fullmatch(
+            r"(.+?)  +([\d.]+)% \(([\d.]+)% to ([\d.]+)%\)  ([\d.]+)%(?:  +([\d.]+) ms)?", line
+        ).groups()
+        assert 0 <= float(low) <= float(right) <= float(high) <= 100
+        found[name] = float(cost), seconds[0]
+    assert list(found) == [
+        "plain network",
+        "with exits, all to the end",
+        "early exit, 1% budget",
+        "plain, half the width",
+    ]
+    assert found["plain network"][0] == 100 < found["with exits, all to the end"][0] < 120
+    assert found["plain, half the width"][0] < 50
+    assert float(found["plain network"][1]) > 0 < float(found["early exit, 1% budget"][1])
+    assert sum("of the validation images right" in line for line in lines) == 3, "a line an epoch"
+    picture = tmp_path / "runs/quickstart/early_exit.png"
     assert picture.read_bytes().startswith(b"\x89PNG") and str(picture.relative_to(tmp_path)) in done.stdout
-    assert len(list((tmp_path / "runs/quickstart/tensorboard").rglob("events.*"))) >= 3
+
+
+def test_a_trained_network_gets_exits_in_three_ways(tmp_path):
+    options = ("--epochs", 1, "--exit-epochs", 1, "--width", 0.0625, "--exits", 2)
+    done = run("trained.py", *options, cwd=tmp_path)
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")][2:]
+    assert [row[0].strip() for row in rows] == ["frozen", "taught", "joint"]
+    final = [row[1].split("/")[-1].strip() for row in rows]
+    before = re.search(r"The network as it came: ([\d.]+%)", done.stdout)[1]
+    assert final[:2] == [before, before], "a frozen network keeps its accuracy"
+    folder = tmp_path / "runs/trained"
+    backbone, frozen = (keras.models.load_model(folder / f"{name}.keras") for name in ("backbone", "frozen"))
+    plain = kx.strip_exits(frozen)
+    for a, b in zip(backbone.get_weights(), plain.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = run("trained.py", "--network", "no.keras", cwd=tmp_path, check=False)
+    assert again.returncode == 1 and "no.keras does not exist" in again.stderr
 
 
 def test_a_killed_run_resumes_and_ends_as_one_that_was_not(tmp_path, monkeypatch):
@@ -135,17 +162,17 @@ def test_calibrate_keeps_its_cost_on_the_test_images_and_writes_its_pages(tmp_pa
         assert f"{result['test']['accuracy']:.2%}" in row
         assert "Images that leave last" in (tmp_path / f"out/budget_{number}.html").read_text()
         assert (tmp_path / f"out/budget_{number}.png").read_bytes().startswith(b"\x89PNG")
-    assert len(keras_exitens.ExitRecords.load(tmp_path / "out/calibration.npz")) == 431
+    assert len(kx.ExitRecords.load(tmp_path / "out/calibration.npz")) == 431
 
 
 def test_calibrate_takes_up_a_run_with_the_parts_that_it_was_trained_on(tmp_path):
     train("--epochs", 1, "--run", "trained", cwd=tmp_path)
     folder = tmp_path / "out"
     run("calibrate.py", "--run", "trained", "--certified-drop", 0.2, "--folder", folder, cwd=tmp_path)
-    records = keras_exitens.ExitRecords.load(folder / "calibration.npz")
-    splits = keras_exitens.data.load("digits", 64)
+    records = kx.ExitRecords.load(folder / "calibration.npz")
+    splits = kx.data.load("digits", 64)
     model = keras.models.load_model(tmp_path / "trained/best.keras").model
-    expected = keras_exitens.collect(model, splits.calibration)
+    expected = kx.collect(model, splits.calibration)
     assert (records.labels == expected.labels).all()
     np.testing.assert_allclose(records.logits, expected.logits, atol=1e-4)
 

@@ -1,0 +1,273 @@
+"""The page of heads, docs/heads.md, and its charts, from benchmarks/results/heads.jsonl.
+
+python benchmarks/heads_report.py          # writes the page and the charts
+python benchmarks/heads_report.py --show   # prints the page, and writes nothing
+"""
+
+import argparse
+import collections
+import pathlib
+
+import matplotlib.figure
+import numpy as np
+from accuracy_results import Results
+from accuracy_statistics import interval
+
+HERE = pathlib.Path(__file__).parent
+RESULTS = HERE / "results" / "heads.jsonl"
+DOCS = HERE.parent / "docs"
+BUDGETS = ("0.3", "0.4", "0.6")
+LIMIT = 0.05  # what all early exits together may cost, as a share of the network
+# In the order of the tables: those of the library first.
+HEADS = ("light", "linear", "separable", "bottleneck", "conv")
+TRIED = {
+    "mlp": "pooling, then the hidden layer",
+    "shrink": "strided depthwise convolutions, pooling, the hidden layer",
+    "light_projected": "`light` with a plain Dense layer in place of the hidden one",
+    "light_reuse": "`light`, whose classifier also sees what the exit before it says (ZTW, arXiv 2106.05409)",
+}
+NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
+
+PAGE = """# Heads: accuracy for their cost
+
+A head is worth what early exit gains with it: its exit has to be right often, and cheap. Every multiply-add
+of a head is spent on each image that reaches it. This page is made by `python benchmarks/heads_report.py`
+from runs of `python benchmarks/heads.py`; {runs} runs on one core each, of the machine named in the file,
+{seeds} seeds.
+
+**The default, `"light"`**, shrinks the map of the exit to the size of the network's last map, by strided
+depthwise 3×3 convolutions at the exit's own width. One 1×1 convolution to a quarter of the last map's width
+mixes the channels there; then come pooling and a hidden layer of D units. All convolutions and the hidden
+layer have batch normalisation and a ReLU.
+
+## What was chosen, and on what
+
+Among the heads that cost at most {limit:.0%} of each network here, all exits together, the one with the
+best accuracy on the **validation** images, mean of the budgets 30, 40 and 60% over networks, data sets and
+seeds. Heads are compared on frozen networks, where all see the same features:
+
+{choice}
+
+The idea of the hidden layer's normalisation came from one look at validation images with seed 0, which is
+in no table: without it the head died in some runs at the learning rate of the residual network.
+
+## Frozen networks
+
+A plain network is trained; then all heads at once stand on it, each behind a stop-gradient, so that none
+has an influence on the network or on another head. "Cost" is that of all early exits together, in percent
+of the network. "At 30%" is the test accuracy of early exit by thresholds that spend at most 30% of the
+network's multiply-adds on the calibration images; a dash where the first exit alone costs more. Means over
+seeds, in percent.
+
+{frozen}
+
+{pairs}
+
+## Trained with their exits, beside smaller plain networks
+
+A network for each head, trained with its exits by `EED("kl")`; the plain network at three widths, trained
+alike. The chart shows early exit with each head, and the plain networks, which one could run in place of
+it.
+
+![Accuracy against cost, for three heads and plain networks](images/heads.png)
+
+{joint}
+
+{widths}
+
+## Where this ends
+
+Small networks, few images, {epochs} epochs: these networks under-fit. Multiply-adds are not time: see
+[figures](figures.md#how-much-time-does-leaving-early-save). Learning rates were not searched for each head.
+Costs of the heads in networks of usual size are in [the table of placements](placement.md).
+"""
+
+
+def table(header, rows):
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def grouped(lines, part):
+    """`{(dataset, network): {head: [its entry of each seed]}}`, each entry with the cost of the backbone."""
+    found = collections.defaultdict(lambda: collections.defaultdict(list))
+    for line in lines:
+        settings = line["settings"]
+        if settings["part"] == part:
+            for head, entry in line["heads"].items():
+                name = head if part != "plain" else settings["width"]
+                entry = {**entry, "backbone": line["backbone"], "seed": settings["seed"]}
+                found[settings["dataset"], settings["network"]][name].append(entry)
+    return found
+
+
+def head_share(entry):
+    return entry["cumulative"][-1] / entry["backbone"] - 1
+
+
+def at(entries, part, budget):
+    """Mean accuracy within a budget, in percent; `None` where the first exit costs more."""
+    values = [entry[part]["budgets"].get(budget, [None])[0] for entry in entries]
+    return None if None in values else 100 * float(np.mean(values))
+
+
+def cell(value):
+    return "–" if value is None else f"{value:.1f}"
+
+
+def exits(entries):
+    return " / ".join(f"{100 * v:.1f}" for v in np.mean([e["test"]["exits"] for e in entries], axis=0))
+
+
+def rows_of(found, heads):
+    for (dataset, network), by_head in found.items():
+        for head in heads:
+            if head in by_head:
+                entries = by_head[head]
+                yield [
+                    f"{network}, {NAMES.get(dataset, dataset)}",
+                    f"`{head}`",
+                    f"{100 * np.mean([head_share(e) for e in entries]):.1f}",
+                    exits(entries),
+                    *(cell(at(entries, "test", budget)) for budget in BUDGETS),
+                ]
+
+
+HEADER = ["network", "head", "cost", "right at each exit", *(f"at {float(b):.0%}" for b in BUDGETS)]
+
+
+def choice(frozen):
+    """The heads in the order of their validation accuracy; those that are too dear, or too dear to start."""
+    rows = []
+    for head in (*HEADS, *TRIED):
+        cases = [by_head[head] for by_head in frozen.values() if head in by_head]
+        share = max(head_share(entry) for entries in cases for entry in entries)
+        values = [at(entries, "validation", budget) for entries in cases for budget in BUDGETS]
+        mean = None if None in values else float(np.mean(values))
+        rows.append((share <= LIMIT, mean or 0.0, head, share, mean))
+    rows.sort(reverse=True)
+    return table(
+        ["head", "dearest cost", f"within {LIMIT:.0%}", "validation accuracy, mean", "what it is"],
+        [
+            [
+                f"`{head}`",
+                f"{share:.1%}",
+                "yes" if within else "no",
+                cell(mean),
+                TRIED.get(head, "in the library")
+                if head not in TRIED
+                else f"not in the library: {TRIED[head]}",
+            ]
+            for within, _, head, share, mean in rows
+        ],
+    )
+
+
+def pairs(frozen):
+    """`light` less every other head at equal budget, paired by network, data set and seed."""
+    rows = []
+    for head in (*HEADS[1:], *TRIED):
+        line = [f"`{head}`"]
+        for budget in BUDGETS:
+            gaps = [
+                100 * (a["test"]["budgets"][budget][0] - b["test"]["budgets"][budget][0])
+                for by_head in frozen.values()
+                for a, b in zip(by_head["light"], by_head[head], strict=True)
+                if budget in a["test"]["budgets"] and budget in b["test"]["budgets"]
+            ]
+            mean, half = interval(gaps) if gaps else (None, None)
+            line.append("–" if mean is None else f"{mean:+.1f} ± {half:.1f} ({len(gaps)})")
+        rows.append(line)
+    return (
+        "`light` less each other head, points of test accuracy at equal budget, with the 95% t-interval\n"
+        "over pairs of the same network, data set and seed (their number in brackets):\n\n"
+        + table(["less", *(f"at {float(b):.0%}" for b in BUDGETS)], rows)
+    )
+
+
+def plain_rows(plain):
+    for (dataset, network), by_width in plain.items():
+        widest = max(by_width)
+        for width in sorted(by_width):
+            entries = by_width[width]
+            mean, half = interval([100 * e["test"]["exits"][-1] for e in entries])
+            share = entries[0]["backbone"] / by_width[widest][0]["backbone"]
+            yield [
+                f"{network}, {NAMES.get(dataset, dataset)}",
+                f"{width:g}",
+                f"{share:.0%}",
+                f"{mean:.1f} ± {half:.1f}",
+            ]
+
+
+def curve(entries, backbone):
+    """Mean `(cost in percent, accuracy in percent)` at each budget that all seeds can keep."""
+    budgets = set.intersection(*(set(e["test"]["budgets"]) for e in entries))
+    points = [
+        np.mean([e["test"]["budgets"][b] for e in entries], axis=0) * (100, 100 / backbone)
+        for b in sorted(budgets, key=float)
+    ]
+    return [(cost, accuracy) for accuracy, cost in points]
+
+
+def draw_case(axis, joint, plain, case, heads):
+    widest = max(plain[case])
+    backbone = plain[case][widest][0]["backbone"]
+    for head, style in zip(heads, ("o-C0", "s--C1", "^:C2"), strict=False):
+        if head in joint[case]:
+            cost, accuracy = zip(*curve(joint[case][head], backbone), strict=True)
+            axis.plot(cost, accuracy, style, label=f"early exit, {head}", markersize=4)
+    widths = sorted(plain[case])
+    cost = [100 * plain[case][w][0]["backbone"] / backbone for w in widths]
+    accuracy = [100 * np.mean([e["test"]["exits"][-1] for e in plain[case][w]]) for w in widths]
+    axis.plot(cost, accuracy, "kD-", label="plain networks, by width", markersize=5)
+    dataset, network = case
+    axis.set(
+        title=f"{network}, {NAMES.get(dataset, dataset)}",
+        xlabel="multiply-adds of an image, % of the plain network",
+        ylabel="test images right, %",
+        xlim=(0, 105),
+    )
+    axis.grid(alpha=0.3)
+    axis.legend(loc="lower right", fontsize=8)
+
+
+def charts(joint, plain):
+    """All cases with all heads, and one case with the default head alone, for the first page."""
+    cases = [case for case in joint if case in plain]
+    figure = matplotlib.figure.Figure(figsize=(5.2 * len(cases), 4), layout="constrained")
+    for axis, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
+        draw_case(axis, joint, plain, case, ("light", "linear", "bottleneck"))
+    figure.savefig(DOCS / "images" / "heads.png", dpi=110)
+    figure = matplotlib.figure.Figure(figsize=(6.4, 3.8), layout="constrained")
+    draw_case(figure.subplots(), joint, plain, cases[0], ("light",))
+    figure.savefig(DOCS / "images" / "accuracy_cost.png", dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--show", action="store_true", help="print the page and write nothing")
+    args = parser.parse_args()
+    lines = sorted(Results(args.results, HERE).read().values(), key=lambda line: line["settings"]["seed"])
+    frozen, joint, plain = (grouped(lines, part) for part in ("frozen", "joint", "plain"))
+    page = PAGE.format(
+        runs=len(lines),
+        seeds=len({line["settings"]["seed"] for line in lines}),
+        epochs=lines[0]["settings"]["epochs"],
+        limit=LIMIT,
+        choice=choice(frozen),
+        frozen=table(HEADER, rows_of(frozen, (*HEADS, *TRIED))),
+        pairs=pairs(frozen),
+        joint=table(HEADER, rows_of(joint, HEADS)),
+        widths=table(["network", "width", "cost", "right, 95% t-interval over seeds"], plain_rows(plain)),
+    )
+    if args.show:
+        print(page)
+    else:
+        (DOCS / "heads.md").write_text(page)
+        charts(joint, plain)
+
+
+if __name__ == "__main__":
+    main()
