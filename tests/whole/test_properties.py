@@ -20,7 +20,7 @@ from keras_exitens._graph.flattening import flatten
 from keras_exitens._network.classifier import find_classifier, last_map
 from keras_exitens._stages.split import split
 
-pytestmark = pytest.mark.filterwarnings("ignore:An exit costs more")
+pytestmark = pytest.mark.filterwarnings("ignore:To leave early saves nothing")
 
 common = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 settings.register_profile("fast", max_examples=50, derandomize=True, **common)
