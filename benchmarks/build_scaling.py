@@ -173,7 +173,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS, metavar="NETWORK")
     parser.add_argument("--exits", type=int, default=3)
-    parser.add_argument("--head", default="bottleneck", help="linear: nearly no weights to draw")
+    parser.add_argument("--head", default="light", help="a name of add_exits")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each network")
     parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "build_scaling.json")
     parser.add_argument("--measure", help=argparse.SUPPRESS)

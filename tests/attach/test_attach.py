@@ -38,7 +38,9 @@ from keras_exitens._network.exit_logits import ExitLogits
 
 SIXTEEN = ([4, 6, 8], [1, 2, 2])  # of `plain`, at 16 pixels
 
-pytestmark = pytest.mark.filterwarnings("ignore:To leave early saves nothing")  # in networks as small as these
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:To leave early saves nothing"
+)  # in networks as small as these
 
 
 @pytest.fixture(params=NETWORKS, ids=lambda build: build.__name__)

@@ -12,7 +12,9 @@ from keras_exitens._graph.flattening import flatten
 from keras_exitens._graph.wrapping import unwrapped, wrap
 from keras_exitens._keras import call_that_made
 
-pytestmark = pytest.mark.filterwarnings("ignore:To leave early saves nothing")  # in networks as small as these
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:To leave early saves nothing"
+)  # in networks as small as these
 
 
 def twins():

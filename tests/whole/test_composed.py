@@ -8,7 +8,9 @@ from keras import layers, ops
 
 import keras_exitens as kx
 
-pytestmark = pytest.mark.filterwarnings("ignore:To leave early saves nothing", "ignore:The operations of these")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:To leave early saves nothing", "ignore:The operations of these"
+)
 
 
 def body(name="backbone", size=16):
