@@ -76,7 +76,7 @@ class Case(NamedTuple):
 
 
 CASES = {
-    "eed mse": Case(objectives.EED, reference.eed, reference.eed_grad),
+    "eed mse": Case(lambda: objectives.EED("mse"), reference.eed, reference.eed_grad),
     "eed kl": Case(
         lambda: objectives.EED("kl", output_weight=0.3, temperature=2.0, feature_weight=0.5),
         lambda z, f, y: reference.eed(
@@ -87,7 +87,7 @@ CASES = {
         ),
     ),
     "eed, no features": Case(
-        lambda: objectives.EED(feature_weight=0),
+        lambda: objectives.EED("mse", feature_weight=0),
         lambda z, f, y: reference.eed(z, f, y, feature_weight=0),
         lambda z, f, y: reference.eed_grad(z, f, y, feature_weight=0),
     ),

@@ -57,7 +57,7 @@ def test_quickstart_prints_the_table_and_draws_the_picture(tmp_path):
     found = {}
     for line in lines[start + 1 : start + 5]:
         name, right, low, high, cost, *seconds = re.fullmatch(
-            r"(.+?)  +([\d.]+)% \(([\d.]+)% to ([\d.]+)%\)  ([\d.]+)%(?:  +([\d.]+) ms)?", line
+            r"(.+?)  +([\d.]+)% \(([\d.]+)% to ([\d.]+)%\) +([\d.]+)%(?:  +([\d.]+) ms)?", line
         ).groups()
         assert 0 <= float(low) <= float(right) <= float(high) <= 100
         found[name] = float(cost), seconds[0]
