@@ -55,8 +55,8 @@ def test_the_page_says_what_the_figures_say(monkeypatch):
         lines.append(line("frozen", "all", seed, found))
     frozen = report.grouped(lines, "frozen")
     rows = list(report.rows_of(frozen, ("light", "linear", "conv")))
-    assert rows[0] == ["N, digits", "`light`", "4.0", "50.0 / 90.0", "50.0", "61.0", "80.0"]
-    assert rows[2] == ["N, digits", "`conv`", "30.0", "80.0 / 90.0", "–", "80.0", "90.0"]
+    assert rows[0] == ["N, digits", "`light`", 2, "4.0", "50.0 / 90.0", "50.0", "61.0", "80.0"]
+    assert rows[2] == ["N, digits", "`conv`", 2, "30.0", "80.0 / 90.0", "–", "80.0", "90.0"]
     monkeypatch.setattr(report, "HEADS", ("light", "linear", "conv"))
     monkeypatch.setattr(report, "TRIED", {})
     order = [row.split("|")[1].strip() for row in report.choice(frozen).splitlines()[2:]]
