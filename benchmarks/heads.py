@@ -81,16 +81,10 @@ def add_candidates():
         return blocks.hidden(blocks.pool(tensor))
 
     def shrink(blocks, tensor, width, halvings):
-        for blocks.block in range(1, halvings + 1):
-            tensor = blocks.depthwise(tensor, 2, "a")
-        return mlp(blocks, tensor, width, halvings)
+        return blocks.hidden(blocks.pool(heads.shrunk(blocks, tensor, halvings)))
 
     def projected(blocks, tensor, width, halvings):
-        for blocks.block in range(1, halvings + 1):
-            tensor = blocks.depthwise(tensor, 2, "a")
-        blocks.block = max(halvings, 1)
-        inner = max(math.ceil(width / 4), min(width, 32))
-        return blocks.project(blocks.pool(blocks.conv(tensor, inner, 1, 1, "b")))
+        return blocks.project(blocks.pool(heads.mixed(blocks, tensor, width, halvings)))
 
     found = {"mlp": mlp, "shrink": shrink, "light_projected": projected}
     heads.HEADS.update(found)  # which says what they cost, too
@@ -133,9 +127,8 @@ def with_all_heads(backbone):
     before = outputs["exit_1.light_reuse"] = outputs["exit_1.light"]
     costs["light_reuse"] = list(costs["light"])
     for i, name in enumerate(list(tensors)[1:], 1):
-        seen = layers.Concatenate()(
-            list(map(ops.stop_gradient, (kept["light", name], ops.log_softmax(before))))
-        )
+        own, earlier = ops.stop_gradient(kept["light", name]), ops.stop_gradient(ops.log_softmax(before))
+        seen = layers.Concatenate()([own, earlier])
         before = outputs[f"{name}.light_reuse"] = layers.Dense(classes)(seen)
         costs["light_reuse"][i:] = [total + classes**2 for total in costs["light_reuse"][i:]]
     return keras.Model(network.inputs, outputs), costs
@@ -208,7 +201,7 @@ def judged(records, head, cumulative):
 
     def of(part):
         logits, labels = records[part]
-        names = [name for name in (f"exit_{i}" for i in range(1, len(cumulative))) if len(cumulative) > 1]
+        names = [f"exit_{i}" for i in range(1, len(cumulative))]
         chosen = [logits.get(f"{name}.{head}", logits.get(name)) for name in names]
         return kx.ExitRecords(np.stack([*chosen, logits["final"]]), labels, names=[*names, "final"])
 

@@ -160,9 +160,7 @@ def choice(frozen):
                 f"{share:.1%}",
                 "yes" if within else "no",
                 cell(mean),
-                TRIED.get(head, "in the library")
-                if head not in TRIED
-                else f"not in the library: {TRIED[head]}",
+                f"not in the library: {TRIED[head]}" if head in TRIED else "in the library",
             ]
             for within, _, head, share, mean in rows
         ],
@@ -213,10 +211,10 @@ def curve(entries, backbone):
     return [(cost, accuracy) for accuracy, cost in points]
 
 
-def draw_case(axis, joint, plain, case, heads):
+def draw_case(axis, joint, plain, case):
     widest = max(plain[case])
     backbone = plain[case][widest][0]["backbone"]
-    for head, style in zip(heads, ("o-C0", "s--C1", "^:C2"), strict=False):
+    for head, style in (("light", "o-C0"), ("linear", "s--C1"), ("bottleneck", "^:C2")):
         if head in joint[case]:
             cost, accuracy = zip(*curve(joint[case][head], backbone), strict=True)
             axis.plot(cost, accuracy, style, label=f"early exit, {head}", markersize=4)
@@ -236,15 +234,12 @@ def draw_case(axis, joint, plain, case, heads):
 
 
 def charts(joint, plain):
-    """All cases with all heads, and one case with the default head alone, for the first page."""
+    """Early exit with each head beside the plain networks, a panel for each network and data set."""
     cases = [case for case in joint if case in plain]
     figure = matplotlib.figure.Figure(figsize=(5.2 * len(cases), 4), layout="constrained")
     for axis, case in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases, strict=True):
-        draw_case(axis, joint, plain, case, ("light", "linear", "bottleneck"))
+        draw_case(axis, joint, plain, case)
     figure.savefig(DOCS / "images" / "heads.png", dpi=110)
-    figure = matplotlib.figure.Figure(figsize=(6.4, 3.8), layout="constrained")
-    draw_case(figure.subplots(), joint, plain, cases[0], ("light",))
-    figure.savefig(DOCS / "images" / "accuracy_cost.png", dpi=110)
 
 
 def main():

@@ -128,8 +128,8 @@ def draw(curve, plain, smaller, records, found, images, path):
             cell.imshow((image / max(image.max(), 1e-9)).squeeze(), cmap="gray")
             said, label = found["logits"][i].argmax(), records.labels[i]
             if said != label:
-                cell.text(0.5, -0.1, f"{said}, not {label}", color="C3", fontsize=8, ha="center", va="top",
-                          transform=cell.transAxes)  # fmt: skip
+                wrong = {"color": "C3", "fontsize": 8, "ha": "center", "va": "top"}
+                cell.text(0.5, -0.1, f"{said}, not {label}", transform=cell.transAxes, **wrong)
     figure.savefig(path, dpi=120)
 
 

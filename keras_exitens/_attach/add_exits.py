@@ -53,12 +53,11 @@ def add_exits(
             spatial resolution.
         head: `"light"` (default: strided depthwise 3×3 convolutions, one 1×1 convolution to a quarter of the
             last map's width, at least 32, pooling, a hidden layer; three of them cost at most 5% of common
-            networks),
-            `"conv"` (3×3 convolutions, as in the paper), `"bottleneck"` (1×1, strided 3×3 and 1×1 convolution
-            with an inner width of a quarter), `"separable"` (depthwise 3×3 and 1×1), `"linear"` (global
-            pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a map or a vector as
-            KerasTensor, where `width` is the channel count of the last feature map. Convolutional heads have
-            one stride-2 block for each halving of the resolution that remains.
+            networks), `"conv"` (3×3 convolutions, as in the paper), `"bottleneck"` (1×1, strided 3×3 and 1×1
+            convolution with an inner width of a quarter), `"separable"` (depthwise 3×3 and 1×1), `"linear"`
+            (global pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a map or a
+            vector as KerasTensor, where `width` is the channel count of the last feature map. Convolutional
+            heads have one stride-2 block for each halving of the resolution that remains.
         name: str, name of the result; by default the name of `model` with `_exits` added.
 
     Returns:
@@ -112,10 +111,13 @@ class _Heads(NamedTuple):
     end: keras.KerasTensor  # the last feature map
     data_format: str
 
+    def _channels(self, shape: Shape) -> int:
+        return shape[1 if self.data_format == "channels_first" else -1]
+
     def _leads_to(self, tensor: keras.KerasTensor) -> dict[str, int]:
         shapes, end = self.graph.nominal_shapes, self.graph.nominal_shapes[id(self.end)]
         return {
-            "width": end[1 if self.data_format == "channels_first" else -1],
+            "width": self._channels(end),
             "features": self.classifier.features,
             "halvings": _halvings(shapes[id(tensor)], end, self.data_format),
         }
@@ -125,8 +127,7 @@ class _Heads(NamedTuple):
         if callable(self.head):
             return 0
         shape = self.graph.nominal_shapes[id(tensor)]
-        channels = shape[1 if self.data_format == "channels_first" else -1]
-        size = spatial_size(shape, self.data_format)
+        size, channels = spatial_size(shape, self.data_format), self._channels(shape)
         counted = multiply_adds(self.head, size, channels, **self._leads_to(tensor))
         return counted + self.classifier.features * self.classifier.units
 

@@ -11,7 +11,7 @@ from keras_exitens import _checks as checks
 from keras_exitens._graph.wrapping import unwrapped
 from keras_exitens._keras import call_that_made, operation_that_made
 
-__all__ = ["HEADS", "apply_head", "multiply_adds"]
+__all__ = ["HEADS", "apply_head", "mixed", "multiply_adds", "shrunk"]
 
 
 def _policy_of(tensor: keras.KerasTensor) -> Any:
@@ -255,15 +255,25 @@ def _one_a_halving(block: Block) -> Head:
     return head
 
 
-def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
-    """Shrinks the map to the size of the last one at the exit's own width; channels are mixed only there."""
+def shrunk(blocks: _Blocks, tensor: Any, halvings: int) -> Any:
+    """The map brought to the size of the last one, at its own width."""
     for i in range(1, halvings + 1):
         blocks.block = i
         tensor = blocks.depthwise(tensor, 2, "a")
+    return tensor
+
+
+def mixed(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
+    """The map at the size of the last one; its channels are mixed only there, where that is cheap."""
+    tensor = shrunk(blocks, tensor, halvings)
     blocks.block = max(halvings, 1)
     # A quarter; in narrow networks not so few that all of them may be dead.
     inner = max(math.ceil(width / 4), min(width, 32))
-    return blocks.hidden(blocks.pool(blocks.conv(tensor, inner, 1, 1, "b")))
+    return blocks.conv(tensor, inner, 1, 1, "b")
+
+
+def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
+    return blocks.hidden(blocks.pool(mixed(blocks, tensor, width, halvings)))
 
 
 def _linear(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:

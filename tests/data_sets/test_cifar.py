@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 from the files of their authors, in both layouts."""
 
-import io
 import pickle
 
 import numpy as np
@@ -15,26 +14,23 @@ def fresh_keras():
     """Replaces the fixture of that name: clearing the Keras session takes longer than most of these tests."""
 
 
-# name -> folder of the binary layout, its training files, test file and file of names, and classes
-BINARY = {
-    "cifar10": (
+CLASSES = {"cifar10": 10, "cifar100": 100}
+# (layout, name) -> its folder, its training files, test file and file of names
+FILES = {
+    ("binary", "cifar10"): (
         "cifar-10-batches-bin",
         [f"data_batch_{i}.bin" for i in range(1, 6)],
         "test_batch.bin",
         "batches.meta.txt",
-        10,
     ),
-    "cifar100": ("cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt", 100),
-}
-PYTHON = {
-    "cifar10": (
+    ("binary", "cifar100"): ("cifar-100-binary", ["train.bin"], "test.bin", "fine_label_names.txt"),
+    ("python", "cifar10"): (
         "cifar-10-batches-py",
         [f"data_batch_{i}" for i in range(1, 6)],
         "test_batch",
         "batches.meta",
-        10,
     ),
-    "cifar100": ("cifar-100-python", ["train"], "test", "meta", 100),
+    ("python", "cifar100"): ("cifar-100-python", ["train"], "test", "meta"),
 }
 
 
@@ -43,51 +39,54 @@ def part(count, classes, seed):
     return rng.integers(0, 256, (count, 32, 32, 3), "uint8"), rng.integers(0, classes, count).astype("uint8")
 
 
-def write_binary(folder, name, images=120):
-    """The files; returns the images and labels, training files in their order, then the test file's."""
-    place, train, test, names, classes = BINARY[name]
-    folder = folder / place
-    folder.mkdir(parents=True)
-    parts = []
-    for seed, file in enumerate([*train, test]):
-        x, y = part(images, classes, seed)
-        records = []
-        for image, label in zip(x, y, strict=True):
-            labels = [label] if name == "cifar10" else [label // 5, label]  # coarse, then fine
-            planes = [image[:, :, channel].tobytes() for channel in range(3)]
-            records.append(bytes(labels) + b"".join(planes))
-        (folder / file).write_bytes(b"".join(records))
-        parts.append((x, y))
-    (folder / names).write_text("".join(f"class_{i}\n" for i in range(classes)) + "\n")
-    return parts
+def records(name, x, y):
+    found = []
+    for image, label in zip(x, y, strict=True):
+        labels = [label] if name == "cifar10" else [label // 5, label]  # coarse, then fine
+        planes = [image[:, :, channel].tobytes() for channel in range(3)]
+        found.append(bytes(labels) + b"".join(planes))
+    return b"".join(found)
 
 
-def write_python(folder, name, images=120):
-    place, train, test, names, classes = PYTHON[name]
-    folder = folder / place
-    folder.mkdir(parents=True)
-    parts = []
-    for seed, file in enumerate([*train, test]):
-        x, y = part(images, classes, seed)
-        rows = x.transpose(0, 3, 1, 2).reshape(images, -1)
-        key = "labels" if name == "cifar10" else "fine_labels"
-        content = {b"data": rows, key.encode(): y.tolist(), b"filenames": [b"a.png"] * images}
-        (folder / file).write_bytes(pickle.dumps(content, protocol=2))
-        parts.append((x, y))
+def pickled_part(name, x, y):
+    rows = x.transpose(0, 3, 1, 2).reshape(len(x), -1)
+    key = b"labels" if name == "cifar10" else b"fine_labels"
+    return pickled({b"data": rows, key: y.tolist(), b"filenames": [b"a.png"] * len(x)})
+
+
+def names_of(layout, name):
+    names = [f"class_{i}" for i in range(CLASSES[name])]
+    if layout == "binary":
+        return "".join(f"{n}\n" for n in names).encode() + b"\n"
     key = b"label_names" if name == "cifar10" else b"fine_label_names"
-    names_of = [f"class_{i}".encode() for i in range(classes)]
-    (folder / names).write_bytes(pickle.dumps({key: names_of}, protocol=2))
+    return pickled({key: [n.encode() for n in names]})
+
+
+def pickled(content):
+    return pickle.dumps(content, protocol=2)
+
+
+def write(layout, folder, name, images=120):
+    """The files; returns the images and labels, training files in their order, then the test file's."""
+    place, train, test, names = FILES[layout, name]
+    folder = folder / place
+    folder.mkdir(parents=True)
+    parts = [part(images, CLASSES[name], seed) for seed in range(len(train) + 1)]
+    content = records if layout == "binary" else pickled_part
+    for file, (x, y) in zip([*train, test], parts, strict=True):
+        (folder / file).write_bytes(content(name, x, y))
+    (folder / names).write_bytes(names_of(layout, name))
     return parts
 
 
-WRITERS = {"binary": write_binary, "python": write_python}
+LAYOUTS = ("binary", "python")
 
 
 @pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_images_and_labels_are_those_of_the_files(layout, name, inside, tmp_path):
-    *train, test = WRITERS[layout](tmp_path, name)
+    *train, test = write(layout, tmp_path, name)
     (folder,) = tmp_path.iterdir()
     found = sources.read(name, folder if inside else tmp_path)
     np.testing.assert_array_equal(found.train_images, np.concatenate([x for x, _ in train]))
@@ -95,14 +94,14 @@ def test_images_and_labels_are_those_of_the_files(layout, name, inside, tmp_path
     np.testing.assert_array_equal(found.test_images, test[0])
     np.testing.assert_array_equal(found.test_labels, test[1])
     assert found.train_images.dtype == "uint8" and found.train_labels.dtype == "int32"
-    assert found.class_names == tuple(f"class_{i}" for i in range(BINARY[name][-1]))
+    assert found.class_names == tuple(f"class_{i}" for i in range(CLASSES[name]))
     splits = data.load(name, 16, data_dir=tmp_path)
-    assert splits.input_shape == (32, 32, 3) and splits.classes == BINARY[name][-1]
+    assert splits.input_shape == (32, 32, 3) and splits.classes == CLASSES[name]
 
 
 @pytest.mark.parametrize("size", [0, 1, 3074 * 2 - 1, 3074 + 3073])
 def test_a_binary_file_that_is_cut_is_named(size, tmp_path):
-    write_binary(tmp_path, "cifar100")
+    write("binary", tmp_path, "cifar100")
     file = tmp_path / "cifar-100-binary" / "train.bin"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(
@@ -112,16 +111,16 @@ def test_a_binary_file_that_is_cut_is_named(size, tmp_path):
 
 
 def test_labels_out_of_range_are_named(tmp_path):
-    write_binary(tmp_path, "cifar10")
+    write("binary", tmp_path, "cifar10")
     file = tmp_path / "cifar-10-batches-bin" / "data_batch_3.bin"
     file.write_bytes(b"\x0a" + file.read_bytes()[1:])
     with pytest.raises(ValueError, match=r"(?s)training images of 'cifar10' are out of range.*0 to 9.*to 10"):
         sources.read("cifar10", tmp_path)
 
 
-@pytest.mark.parametrize("layout", WRITERS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_missing_file_is_named(layout, tmp_path):
-    WRITERS[layout](tmp_path, "cifar10")
+    write(layout, tmp_path, "cifar10")
     (folder,) = tmp_path.iterdir()
     (file,) = folder.glob("data_batch_4*")
     file.unlink()
@@ -132,12 +131,6 @@ def test_a_missing_file_is_named(layout, tmp_path):
 class Harmful:
     def __reduce__(self):
         return print, ("this ran",)
-
-
-def pickled(content):
-    file = io.BytesIO()
-    pickle.dump(content, file, protocol=2)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +148,7 @@ def pickled(content):
     ],
 )
 def test_a_python_file_that_is_none_is_named_and_runs_nothing(content, message, tmp_path, capsys):
-    write_python(tmp_path, "cifar100")
+    write("python", tmp_path, "cifar100")
     file = tmp_path / "cifar-100-python" / "train"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=rf"(?s){file} is not a valid file of CIFAR.*{message}"):
@@ -165,7 +158,7 @@ def test_a_python_file_that_is_none_is_named_and_runs_nothing(content, message, 
 
 @pytest.mark.parametrize("size", [100, 1000])
 def test_a_python_file_that_is_cut_is_named(size, tmp_path):
-    write_python(tmp_path, "cifar100")
+    write("python", tmp_path, "cifar100")
     file = tmp_path / "cifar-100-python" / "test"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(ValueError, match=f"{file} is not a valid file"):
