@@ -22,7 +22,7 @@ import keras_exitens as kx
 from keras_exitens import _scores as scores
 from keras_exitens import policies, runtime
 from keras_exitens._export.precision import in_float32
-from keras_exitens._stages import freezing
+from keras_exitens._stages import chain
 
 DEVICE = ("litert", "onnx")
 
@@ -196,7 +196,7 @@ def test_trained_network_is_folded(trained):
     """Folding is exact enough on trained weights, and changes no decision but at a threshold."""
     early, x = trained
     optimized = kx.EarlyExit(early.model, early.policy, optimize=True)
-    with mock.patch.object(freezing, "FrozenStage", wraps=freezing.FrozenStage) as frozen:
+    with mock.patch.object(chain, "FrozenStage", wraps=chain.FrozenStage) as frozen:
         found = optimized.predict(x, batch_size=100, verbose=0)
     norms = [
         layer
