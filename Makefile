@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast test-slow test-lowest wheel-test lint format bench docs clean
+.PHONY: demo test test-fast test-slow test-sweep test-lowest wheel-test lint format bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -14,10 +14,14 @@ demo: $(READY)
 test: lint test-fast
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sweep"
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m slow
+
+# What fast tests try on a few networks, on all that there are: before a release, and after a change of the graph.
+test-sweep: $(READY)
+	$(BIN)/python -m pytest -n 2 -m sweep
 
 # The same tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:

@@ -219,7 +219,8 @@ def test_half_precisions_are_searched_too(precision, tmp_path):
 
 WORKER = """
 import sys
-import keras_tuner, searches
+import keras_tuner
+from searches import GOAL, search, space
 options = {"directory": sys.argv[1], "project_name": "p", "seed": 1}
 tuner = keras_tuner.RandomSearch(space(), GOAL, max_trials=4, **options)
 found = search(tuner)

@@ -157,7 +157,7 @@ def test_contract(network, format, tmp_path):
     check_contract(early, images(early.model), format, tmp_path / "export")
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("format", DEVICE)
 @pytest.mark.parametrize("network", SLOW, ids=lambda f: f.__name__)
 def test_contract_of_large_networks(network, format, tmp_path):

@@ -488,7 +488,7 @@ FAST = ("MobileNetV3Small",)
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in applications()],
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.sweep) for name in applications()],
 )
 def test_applications(name):
     """One compiled graph gives, row by row, what the whole model and the policy say."""

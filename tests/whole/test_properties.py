@@ -1,6 +1,6 @@
 """Random convolutional networks: what must hold for every network holds for these.
 
-`HYPOTHESIS_PROFILE=long pytest tests/whole/test_properties.py -m slow` tries 2,000 of them, at random.
+`HYPOTHESIS_PROFILE=long pytest tests/whole/test_properties.py -m sweep` tries 2,000 of them, at random.
 """
 
 import os
@@ -275,7 +275,7 @@ def test_random_networks(recipe):
     check(recipe)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @settings(settings.get_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci")))
 @given(NETWORK)
 def test_many_random_networks(recipe):

@@ -32,7 +32,7 @@ def test_one_cell_of_a_family(name):
     assert row["faults"] == []
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", zoo.SMALLEST)
 def test_every_cell_of_the_smallest_of_a_family(name):
     network = zoo.Network(name, count=4)
@@ -41,7 +41,7 @@ def test_every_cell_of_the_smallest_of_a_family(name):
         assert row["faults"] == [], (placement, head)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_networks_keep_their_values(name):
     _, row = zoo.build(zoo.Network(name), "compute", "linear")
