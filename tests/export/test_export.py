@@ -68,7 +68,7 @@ def resnet18():
 
 
 FAST = [small, harness.nested]
-SLOW = [
+LARGE = [
     resnet18,
     nested,
     from_keras("MobileNetV3Small"),
@@ -159,7 +159,7 @@ def test_contract(network, format, tmp_path):
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("format", DEVICE)
-@pytest.mark.parametrize("network", SLOW, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("network", LARGE, ids=lambda f: f.__name__)
 def test_contract_of_large_networks(network, format, tmp_path):
     early = early_exit(network, 1000)
     check_contract(early, images(early.model), format, tmp_path / "export")

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-BATCH, STEPS, EPOCHS = 8, 6, 2
+ROWS, BATCH, STEPS, EPOCHS = 17, 8, 6, 2
 PRECISIONS = ("mixed_bfloat16", "mixed_float16")
 INDEX = json.loads(os.environ["TF_CONFIG"])["task"]["index"] if "TF_CONFIG" in os.environ else 0
 
@@ -28,7 +28,7 @@ def make(distillers):
 
 def train(distillers, distiller, order=slice(None)):
     """Two epochs on 17 rows, in batches of 8: for the last one of each, one worker has no rows."""
-    x, y = distillers.data(17)
+    x, y = distillers.data(ROWS)
     fit = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
     history = distiller.fit(x[order], y[order], epochs=EPOCHS, validation_data=(x[:9], y[:9]), **fit).history
     logs = distiller.evaluate(x, y, batch_size=BATCH, verbose=0, return_dict=True)
@@ -44,10 +44,11 @@ def train_in_other_orders(distillers, precision):
     """What `train` gives in one process when the rows of each batch come in other orders: rounding alone."""
     keras.config.set_dtype_policy(precision)
     rng = np.random.default_rng(0)
-    for _ in range(3):
-        parts = [rng.permutation(range(first, min(first + BATCH, 17))) for first in range(0, 17, BATCH)]
-        yield train(distillers, make(distillers), np.concatenate(parts))
+    batches = np.split(np.arange(ROWS), range(BATCH, ROWS, BATCH))
+    orders = [np.concatenate([rng.permutation(batch) for batch in batches]) for _ in range(3)]
+    found = [train(distillers, make(distillers), order) for order in orders]
     keras.config.set_dtype_policy("float32")
+    return found
 
 
 def stream(distillers, distiller, folder, die_at=0):
@@ -95,7 +96,7 @@ def more(distillers, scope, folder):
             found[f"{precision} {name}"] = value
         found[f"{precision} skipped"] = distiller.skipped_steps
         with scope():
-            records = kx.collect(distiller, distillers.data(17), batch_size=BATCH, verbose=0)
+            records = kx.collect(distiller, distillers.data(ROWS), batch_size=BATCH, verbose=0)
         found[f"{precision} collected"] = records.logits
         found[f"{precision} computed in"] = distiller.model.layers[1].compute_dtype
     keras.config.set_dtype_policy("float32")

@@ -54,28 +54,31 @@ def assert_same(folder, expected, rtol, atol=1e-5):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
+def distance(found, wanted, names):
+    return np.sqrt(sum(np.sum((np.float64(found[name]) - wanted[name]) ** 2) for name in names))
+
+
 def assert_as_near_as_other_orders(folder, expected, precision):
     """Two workers differ from one process by what half precision's rounding of another order of rows does."""
-    alone = {k.removeprefix(f"{precision} "): v for k, v in expected.items() if k.startswith(precision)}
-    orders = list(worker.train_in_other_orders(distillers, precision))
-    workers = [np.load(folder / f"{index}.npz") for index in range(2)]
-    for found in workers:
-        assert found[f"{precision} skipped"] == alone["skipped"]
+
+    def of_precision(found):
+        return {k.removeprefix(f"{precision} "): found[k] for k in found if k.startswith(precision)}
+
+    alone = of_precision(expected)
+    first, second = (of_precision(np.load(folder / f"{index}.npz")) for index in range(2))
+    assert set(alone) == set(first) == set(second)
+    for name in alone:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    assert first["skipped"] == alone["skipped"]
+    orders = worker.train_in_other_orders(distillers, precision)
     for kind in ("weight", "log", "evaluate", "predict"):
-        names = [name for name in orders[0] if name.split()[0] == kind]
-        assert names
-
-        def distance(values, prefix="", names=names):
-            return np.sqrt(sum(np.sum((np.float64(values[prefix + n]) - alone[n]) ** 2) for n in names))
-
-        rounding = max(map(distance, orders))
-        assert 0 < rounding < 0.1 * distance(dict.fromkeys(names, 0)), kind
-        for found in workers:
-            assert distance(found, f"{precision} ") <= 2 * rounding, kind
-            for name in names:
-                np.testing.assert_array_equal(found[f"{precision} {name}"], workers[0][f"{precision} {name}"])
-    logits = [alone[name] for name in alone if name.startswith("predict") and name != "predict ensemble"]
-    np.testing.assert_allclose(alone["collected"], logits, atol=1e-6)
+        names = [name for name in orders[0] if name.startswith(kind)]
+        rounding = max(distance(order, alone, names) for order in orders)
+        assert 0 < rounding < 0.1 * distance(dict.fromkeys(names, 0), alone, names), kind
+        assert distance(first, alone, names) <= 2 * rounding, kind
+    for found in (alone, first):
+        logits = [found[f"predict {name}"] for name in distillers.EXITS]
+        np.testing.assert_allclose(found["collected"], logits, atol=1e-6)
 
 
 def test_two_workers_end_as_one_process(tmp_path):
