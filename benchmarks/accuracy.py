@@ -275,14 +275,14 @@ def pipelines(settings, data_dir=None):
     """The images of one run: training batches without end, their number an epoch, and the other parts."""
     import tensorflow as tf
 
-    from keras_exitens.data import batches
+    from keras_exitens.data import batches, statistics
 
     parts, classes, augment = images_of(settings["dataset"], data_dir)
     augment = {"auto": augment, "none": None}.get(settings["augment"], settings["augment"])
     images, labels = parts["train"]
     seed, batch = settings["seed"], settings["batch"]
     rows = np.random.RandomState(seed).permutation(len(images))[: settings["train_size"]]
-    mean, std = batches.channel_statistics(images, rows)
+    mean, std = statistics.channel_statistics(images, rows)
     images, labels = tf.constant(images[rows]), tf.constant(labels[rows])
     padding = max(1, (images.shape[1] + 4) // 8)
 

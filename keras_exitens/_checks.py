@@ -12,7 +12,17 @@ import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["OTHER_BYTES", "error", "nearest", "optional_import", "one_of", "number", "warn", "whole"]
+__all__ = [
+    "OTHER_BYTES",
+    "error",
+    "nearest",
+    "needs_tensorflow",
+    "number",
+    "one_of",
+    "optional_import",
+    "warn",
+    "whole",
+]
 
 
 T = TypeVar("T")
@@ -124,3 +134,14 @@ def optional_import(module: str, extra: str) -> Any:
             fix=f'pip install "keras-exitens[{extra}]"',
             kind=ImportError,
         ) from cause
+
+
+def needs_tensorflow(what: str, backend: str, fix: str) -> Exception:
+    """The error of what works on Keras's TensorFlow backend alone."""
+    return error(
+        f"{what} needs Keras's TensorFlow backend.",
+        expected="KERAS_BACKEND=tensorflow",
+        received=f"KERAS_BACKEND={backend}",
+        fix=fix,
+        kind=NotImplementedError,
+    )

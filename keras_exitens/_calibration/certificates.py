@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-import tensorflow as tf
+import numpy as np
 
 __all__ = ["fixed_sequence", "hoeffding_bentkus", "least_rows"]
 
@@ -37,8 +37,12 @@ def _binomial_tail(most: int, rows: int, probability: float) -> float:
     """`P(Bin(rows, probability) <= most)`."""
     if most >= rows:
         return 1.0
-    a, b, x = (tf.constant(v, tf.float64) for v in (rows - most, most + 1, 1 - probability))
-    return float(tf.math.betainc(a, b, x))
+    # Logarithms of the terms, each from the one before it: no power of a large number is computed.
+    k = np.arange(1, most + 1)
+    ratios = np.log((rows - k + 1) / k) + math.log(probability) - math.log1p(-probability)
+    logs = rows * math.log1p(-probability) + np.concatenate([[0.0], np.cumsum(ratios)])
+    largest = logs.max()
+    return min(1.0, math.exp(largest) * float(np.exp(logs - largest).sum()))
 
 
 def fixed_sequence(p_values: Iterable[float], error: float) -> int:

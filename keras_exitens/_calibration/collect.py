@@ -5,10 +5,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_exitens import _checks as checks
+from keras_exitens._backend import tf
 from keras_exitens._calibration.records import ExitRecords, fingerprint, network_of
 from keras_exitens._inputs import replicas
-from keras_exitens._inputs.batches import are_arrays, as_arrays, check_ends, counted, no_labels
+from keras_exitens._inputs.batches import (
+    are_arrays,
+    as_arrays,
+    check_ends,
+    counted,
+    no_data,
+    no_labels,
+    raw_batches,
+)
+from keras_exitens._inputs.images import as_array
 from keras_exitens._inputs.labels import check_single
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._types import Data
@@ -66,6 +75,8 @@ class Collector:
 
     def __call__(self, data: Data, batch_size: int | None = None, verbose: str | int = "auto") -> ExitRecords:
         arrays = are_arrays(data)
+        if tf is None:
+            return self._batch_by_batch(data, batch_size or 32, verbose)
         self._recorder.labels_wanted = not arrays
         if arrays:
             x, labels, third = as_arrays(data)
@@ -77,10 +88,29 @@ class Collector:
             if "labels" not in found:  # where arrays had the graph traced for images alone
                 raise no_labels()
             labels, third = found["labels"], found.get("third")
+        return self._records(keras.tree.flatten(found["logits"]), labels, third)
+
+    def _batch_by_batch(self, data: Data, batch_size: int, verbose: str | int) -> ExitRecords:
+        """As `__call__`, where Keras's `predict` cannot hand labels on: they stay on the host."""
+        bar = keras.utils.Progbar(None, verbose=0 if verbose == 0 else 1, unit_name="batch")
+        logits, labels, thirds = [], [], []
+        for number, (images, y, third) in enumerate(raw_batches(data, batch_size), start=1):
+            logits.append([as_array(z) for z in self._recorder.predict_on_batch(images)])
+            labels.append(y)
+            thirds.append(third)
+            bar.update(number)
+        if not labels:
+            raise no_data(data)
+        given = [third for third in thirds if third is not None]
+        third = np.concatenate(given) if given else None
+        columns = zip(*logits, strict=True)
+        return self._records([np.concatenate(column) for column in columns], np.concatenate(labels), third)
+
+    def _records(self, logits: list[Any], labels: np.ndarray, third: np.ndarray | None) -> ExitRecords:
         kept = counted(third)
         ids = third if isinstance(kept, slice) else None
-        logits = np.stack([np.asarray(z[kept], "float32") for z in keras.tree.flatten(found["logits"])])
-        return ExitRecords(logits, labels[kept], self._names, ids, fingerprint(self._network))
+        stacked = np.stack([np.asarray(z[kept], "float32") for z in logits])
+        return ExitRecords(stacked, labels[kept], self._names, ids, fingerprint(self._network))
 
 
 class _Recorder(keras.Model):
@@ -88,13 +118,16 @@ class _Recorder(keras.Model):
 
     labels_wanted = True
 
-    def predict_step(self, data: Data) -> dict[str, Any]:
+    def predict_step(self, *data: Data) -> Any:
+        if tf is None:
+            return super().predict_step(*data)
+        (data,) = data
         x, y, third = keras.utils.unpack_x_y_sample_weight(data)
         if y is None and self.labels_wanted:
             raise no_labels()
         check_single(y)
         x, own_rows = replicas.at_least_one_row(x)
-        logits = replicas.gatherable(own_rows(self(x, training=False)), self.distribute_strategy)
+        logits = replicas.gatherable(own_rows(self(x, training=False)), replicas.of_model(self))
         found = {"logits": logits, "labels": y, "third": third}
         return {key: value for key, value in found.items() if value is not None}
 
@@ -105,9 +138,4 @@ def _predict(recorder: _Recorder, data: Data, verbose: str | int) -> dict[str, A
             return recorder.predict(data, verbose=verbose)
         except UnboundLocalError:  # how Keras's `predict` fails on data without a batch
             pass
-    raise checks.error(
-        "There are no data.",
-        expected="at least one batch of (images, labels)",
-        received=repr(data),
-        fix="pass Splits.calibration, or (images, labels); a generator gives its batches once only",
-    )
+    raise no_data(data)

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 import keras
-import tensorflow as tf
 from keras import tree
 
+from keras_exitens._backend import tf
 from keras_exitens._graph.wrapping import unwrapped, unwrapped_call
 from keras_exitens._keras import OperationCall, call_that_made
 from keras_exitens._types import Tensor
@@ -203,9 +203,14 @@ def _traced(operation: keras.Operation, args: Any, kwargs: Any) -> list[Shape]:
     """Output shapes of an operation that leaves sizes open though its inputs do not, as `EinsumDense` may."""
 
     def spec(value: Any) -> Any:
-        return tf.TensorSpec(value.shape, value.dtype) if isinstance(value, keras.KerasTensor) else value
+        if not isinstance(value, keras.KerasTensor):
+            return value
+        make = keras.ops.zeros if tf is None else tf.TensorSpec
+        return make(value.shape, value.dtype)
 
     args, kwargs = tree.map_structure(spec, (args, kwargs))
+    if tf is None:  # nothing is traced: it runs
+        return [tuple(t.shape) for t in tree.flatten(operation(*args, **kwargs))]
     made = tf.function(operation).get_concrete_function(*args, **kwargs).structured_outputs
     return [tuple(t.shape) for t in tree.flatten(made)]
 

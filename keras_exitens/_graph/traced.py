@@ -3,14 +3,19 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
 
-import tensorflow as tf
 from keras import tree
 
+from keras_exitens._backend import tf
 from keras_exitens._graph.calls import Call
 from keras_exitens._keras import graph_function, takes_training
+from keras_exitens._types import Tensor
 
 __all__ = ["traced_operations"]
+
+Graph: TypeAlias = Any  # of TensorFlow
+Operation: TypeAlias = Any
 
 
 def traced_operations(call: Call) -> tuple[int, int] | None:
@@ -24,8 +29,11 @@ def traced_operations(call: Call) -> tuple[int, int] | None:
 
     Returns:
         `(multiply_adds, other)`, or `None` where it cannot be told: the call cannot be traced with float32
-        tensors, has loops or branches, or makes shapes that depend on the data.
+        tensors, has loops or branches, or makes shapes that depend on the data; or Keras does not run on
+        TensorFlow.
     """
+    if tf is None:
+        return None
     try:
         known = [op for op in _traced(call) if op.type not in _FREE]
         if any(op.type in _FLOW for op in known):
@@ -36,12 +44,12 @@ def traced_operations(call: Call) -> tuple[int, int] | None:
         return None
 
 
-def _traced(call: Call) -> list[tf.Operation]:
+def _traced(call: Call) -> list[Operation]:
     """The TensorFlow operations of one call."""
     signature = [tf.TensorSpec(shape, "float32") for shape in call.tensors()]
 
     @tf.function(input_signature=signature, autograph=False)
-    def run(*tensors: tf.Tensor) -> list[tf.Tensor]:
+    def run(*tensors: Tensor) -> list[Tensor]:
         args, kwargs = call.arguments(tensors)
         if takes_training(call.operation):
             kwargs = {"training": False, **kwargs}
@@ -51,7 +59,7 @@ def _traced(call: Call) -> list[tf.Operation]:
     return list(_running(graph, graph.inputs[: len(signature)]))
 
 
-def _running(graph: tf.Graph, tensors: Sequence[tf.Tensor]) -> Iterator[tf.Operation]:
+def _running(graph: Graph, tensors: Sequence[Tensor]) -> Iterator[Operation]:
     """The operations of a graph that depend on `tensors`, those of called functions in place of the calls.
 
     What depends on the weights alone is left out: at inference it is a constant.
@@ -74,30 +82,30 @@ def _running(graph: tf.Graph, tensors: Sequence[tf.Tensor]) -> Iterator[tf.Opera
             yield op
 
 
-def _numbers(tensor: tf.Tensor) -> int:
+def _numbers(tensor: Tensor) -> int:
     return math.prod(tensor.shape.as_list())
 
 
-def _convolution(op: tf.Operation) -> int:
+def _convolution(op: Operation) -> int:
     """Each number of the output is a sum over a window; a kernel is `(*window, channels, filters)`."""
     return _numbers(op.outputs[0]) * math.prod(op.inputs[1].shape.as_list()[:-1])
 
 
-def _depthwise(op: tf.Operation) -> int:
+def _depthwise(op: Operation) -> int:
     return _numbers(op.outputs[0]) * math.prod(op.inputs[1].shape.as_list()[:2])
 
 
-def _transposed(op: tf.Operation) -> int:
+def _transposed(op: Operation) -> int:
     """Each number of the input goes into a window; a kernel is `(*window, filters, channels)`."""
     return _numbers(op.inputs[2]) * math.prod(op.inputs[1].shape.as_list()[:-1])
 
 
-def _product(op: tf.Operation) -> int:
+def _product(op: Operation) -> int:
     transposed = op.get_attr("transpose_a" if op.type == "MatMul" else "adj_x")
     return _numbers(op.outputs[0]) * op.inputs[0].shape.as_list()[-2 if transposed else -1]
 
 
-def _einsum(op: tf.Operation) -> int:
+def _einsum(op: Operation) -> int:
     terms = op.get_attr("equation").decode().split("->")[0].split(",")
     sizes = itertools.chain(*(t.shape.as_list() for t in op.inputs))
     return math.prod(dict(zip("".join(terms), sizes, strict=True)).values())
@@ -149,7 +157,7 @@ _FREE = {
 _REDUCTIONS = ("Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "ArgMax", "ArgMin")
 
 
-def _other(op: tf.Operation) -> int:
+def _other(op: Operation) -> int:
     """One operation for each number that comes out; for each that goes in where several become one."""
     if op.type in _REDUCTIONS:
         return _numbers(op.inputs[0])

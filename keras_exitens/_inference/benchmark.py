@@ -7,7 +7,6 @@ import time
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
 from keras_exitens._inputs.batches import labelled_batches
@@ -15,7 +14,7 @@ from keras_exitens._inputs.labels import class_ids
 from keras_exitens._network.costs import cost
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._tables import Report, aligned
-from keras_exitens._types import Data
+from keras_exitens._types import Data, Tensor
 from keras_exitens.policies import MaxProbability
 
 __all__ = ["Benchmark", "benchmark"]
@@ -123,7 +122,7 @@ class _Timed:
         self.classes: list[np.ndarray] = []
         self.seconds: list[float] = []
 
-    def run(self, images: tf.Tensor, counted: np.ndarray | slice) -> None:
+    def run(self, images: Tensor, counted: np.ndarray | slice) -> None:
         """Runs one batch; only the rows `counted` are kept."""
         if tuple(images.shape) not in self._shapes:
             self._shapes.add(tuple(images.shape))

@@ -1,38 +1,35 @@
 """`EarlyExit`: a multi-exit model that lets each image leave as soon as a policy is sure of it."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, Self
 
 import keras
-import numpy as np
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
-from keras_exitens._export import export as exporting
+from keras_exitens._backend import NAME, tf
 from keras_exitens._export.manifest import Manifest
 from keras_exitens._inference import benchmark as measuring
 from keras_exitens._inference.benchmark import Benchmark
-from keras_exitens._inference.routing import finite_rows, route
-from keras_exitens._inputs import replicas
-from keras_exitens._inputs.images import as_taken, check_images, single
-from keras_exitens._keras import inner_layers, trace_predict_again
+from keras_exitens._inference.runner import Runner
 from keras_exitens._network.exit_network import ExitNetwork
-from keras_exitens._stages.chain import Chain
-from keras_exitens._stages.watching import Settings
-from keras_exitens._types import Data, Path, Tensor
+from keras_exitens._types import Data, Path
 from keras_exitens.policies import Policy
 
 __all__ = ["EarlyExit"]
 
+_EXPORT = """early.save("early.keras"), and then, where TensorFlow is installed:
+    KERAS_BACKEND=tensorflow python -c "import keras, keras_exitens; \
+    keras.saving.load_model('early.keras').export('{path}', format='{format}')\""""
+
 
 @keras.saving.register_keras_serializable(package="keras_exitens")
-class EarlyExit(keras.Model):
+class EarlyExit(Runner, keras.Model):
     """Runs a multi-exit model so that each row of a batch leaves at the exit where the policy lets it.
 
     The rows that go on are gathered, later stages run for them alone, and the results come back in the order
-    of the batch, all in one graph. A stage that nobody reaches is not run, nor is the head of a disabled
-    exit. Labels play no part.
+    of the batch. On TensorFlow all of it is one graph; on JAX each stage is compiled on its own, for batches
+    of a few sizes; on PyTorch stages run one after another. A stage that nobody reaches is not run, nor is
+    the head of a disabled exit. Labels play no part.
 
     Calling it, and `predict`, give a dict: `"logits"` float32 `(batch, classes)` of the exit that the row
     left at (with `policy.ensemble` the mean up to there); `"exit"` int32 `(batch,)`, the index of that exit,
@@ -50,13 +47,14 @@ class EarlyExit(keras.Model):
         optimize: bool. Whether `predict`, `predict_on_batch`, `benchmark` and `export` use a copy of the
             weights as constants, with batch normalisation folded into the convolutions where that changes no
             logit by more than 1e-5 of the largest. The copy is made at the first use, and anew when any
-            weight has changed. Calling the model always uses the weights themselves.
+            weight has changed. Calling the model always uses the weights themselves. On TensorFlow alone.
         name: str, name of the model.
 
     Raises:
         TypeError: `policy` is not a policy.
         ValueError: `model` is not a multi-exit model or its outputs are not logits, or the policy has
             settings for another number of exits.
+        NotImplementedError: `optimize=True` on another backend than TensorFlow.
 
     Example:
 
@@ -84,7 +82,7 @@ class EarlyExit(keras.Model):
         self.supports_jit = False  # XLA wants shapes that do not depend on the data
         self.model = model
         self._names, self._image = network.names, image
-        self._chain: Chain | None = None
+        self._chain: Any = None
         self.policy = policy
         self.optimize = optimize
         self.built = True
@@ -123,6 +121,10 @@ class EarlyExit(keras.Model):
 
     @optimize.setter
     def optimize(self, optimize: bool) -> None:
+        if optimize and tf is None:
+            raise checks.needs_tensorflow(
+                "optimize=True", NAME, fix="leave `optimize` out: EarlyExit(model, policy)"
+            )
         self._optimized = bool(optimize)
         self._chain = None  # the copy, if there is one, goes
         self._trace_again()
@@ -137,120 +139,6 @@ class EarlyExit(keras.Model):
                 kind=AttributeError,
             )
         super().__setattr__(name, value)
-
-    def _trace_again(self) -> None:
-        """Has Keras trace its graph anew, and remembers what the network and the policy are like now."""
-        layers = [layer for layer in inner_layers(self.model) if not isinstance(layer, keras.Model)]
-        self._settings = Settings([*layers, self._followed])
-        self._on_batch: Any = None  # the graph of `predict_on_batch`, beside Keras's of `predict`
-        trace_predict_again(self)
-
-    def _stages(self) -> Chain:
-        """The stages to the exits that the policy enables now."""
-        exits = tuple(self._names[i] for i in self.policy.enabled_exits(len(self._names)))
-        if self._chain is None or self._chain.exits != exits:
-            self._chain = Chain(self.model, exits)
-        return self._chain
-
-    def call(self, images: Tensor) -> dict[str, Tensor]:
-        return self._route(self._stages().live, images)
-
-    def route(self, images: Tensor, thresholds: Tensor = None) -> dict[str, Tensor]:
-        """What `predict` runs, for use in a `tf.function`: with `optimize=True`, weights are constants in it.
-
-        Args:
-            images: tensor `(batch, height, width, channels)`.
-            thresholds: float tensor `(K - 1,)`, in place of those of the policy.
-
-        Returns:
-            As calling the model.
-        """
-        optimized = self.optimize and not tf.executing_eagerly()
-        with tf.init_scope():
-            chain = self._stages().current() if optimized else self._stages().live
-        return self._route(chain, images, thresholds)
-
-    def _route(self, chain: Sequence[Any], images: Tensor, thresholds: Tensor = None) -> dict[str, Tensor]:
-        given = tf.convert_to_tensor(single(images))
-        indices = self.policy.enabled_exits(len(self._names))
-        finite = finite_rows(given)
-        return route(chain, self.policy, indices, as_taken(given, self._image), thresholds, finite)
-
-    def predict_step(self, data: Data) -> dict[str, Tensor]:
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self.route(images)
-
-    def predict(
-        self,
-        x: Data,
-        batch_size: int | None = None,
-        verbose: str | int = "auto",
-        steps: int | None = None,
-        callbacks: list[keras.callbacks.Callback] | None = None,
-    ) -> dict[str, np.ndarray]:
-        """As `keras.Model.predict`, of all that it takes, and of arrays without rows."""
-        if hasattr(x, "__array__") and len(x.shape) and x.shape[0] == 0:
-            check_images(x, self._image)
-            return self._nothing()
-        self._renew()
-        return super().predict(x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks)
-
-    def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
-        """As `keras.Model.predict_on_batch`."""
-        x = single(x)
-        check_images(x, self._image)
-        self._renew(values=self._chain is None)
-        found, first = self._run(x)
-        # Only the stages that ran need the weights of now.
-        if self.optimize and self._stages().outdated(self._stages_run(found["exit"]), first):
-            self._renew()
-            found, _ = self._run(x)
-        return found
-
-    def _run(self, x: Tensor) -> tuple[dict[str, np.ndarray], list[Tensor] | None]:
-        """What is found for one batch, and the weights of the first stage that one graph read with it."""
-        if self.run_eagerly or self.distribute_strategy.num_replicas_in_sync > 1:
-            return replicas.of_one(super().predict_on_batch(x), rows=len(x)), None
-        if self._on_batch is None:
-            chain = self._stages()
-            read = chain.read_first if self.optimize else None
-            # A partial: TensorFlow takes the functions of all objects of a class for one, and warns that it
-            # is traced again and again.
-            self._on_batch = tf.function(
-                functools.partial(self._route_and_read, read), autograph=False, reduce_retracing=True
-            )
-        with self.distribute_strategy.scope():
-            found, first = self._on_batch(tf.convert_to_tensor(x))
-        return {key: value.numpy() for key, value in found.items()}, first
-
-    def _route_and_read(self, read: Callable[[], list[Tensor]] | None, images: Tensor) -> Any:
-        return self.route(images), None if read is None else read()
-
-    def _stages_run(self, exits: np.ndarray) -> int:
-        """How many stages ran for rows that left at these exits."""
-        enabled = self.policy.enabled_exits(len(self._names))
-        return 1 + enabled.index(int(exits.max())) if len(exits) else 0
-
-    def _renew(self, *, values: bool = True) -> None:
-        """Has Keras trace its graph again where it would not give what calling the model gives.
-
-        Args:
-            values: whether to look at the values of the weights too, where the graph holds a copy of them.
-        """
-        if self._settings.changed():
-            self._chain = None
-            self._trace_again()
-        if self.optimize and (self._chain is None or (values and self._stages().outdated())):
-            self._stages().current()
-            self._trace_again()
-
-    def _nothing(self) -> dict[str, np.ndarray]:
-        classes = self.model.output[self._names[-1]].shape[-1]
-        return {
-            "logits": np.zeros((0, classes), "float32"),
-            "exit": np.zeros(0, "int32"),
-            "score": np.zeros(0, "float32"),
-        }
 
     def compute_output_spec(self, images: keras.KerasTensor) -> dict[str, keras.KerasTensor]:
         rows = images.shape[0]
@@ -341,7 +229,14 @@ class EarlyExit(keras.Model):
             FileExistsError: `filepath` is something else than an export.
             RuntimeError: an operation that LiteRT or ONNX has not, or stages that disagree with the model.
             ImportError: the packages of the format are not installed.
+            NotImplementedError: on another backend than TensorFlow; the error has the command that exports.
         """
+        if tf is None:
+            raise checks.needs_tensorflow(
+                "Writing an export", NAME, fix=_EXPORT.format(path=filepath, format=format)
+            )
+        from keras_exitens._export import export as exporting
+
         return exporting.export(
             self,
             filepath,
@@ -371,6 +266,9 @@ class EarlyExit(keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         config = {**config}
+        if config.get("optimize") and tf is None:
+            checks.warn(f"optimize=True needs TensorFlow: without it on {NAME}, the answers are the same.")
+            config["optimize"] = False
         for key in ("model", "policy"):
             config[key] = keras.saving.deserialize_keras_object(config[key])
         return cls(**config)

@@ -5,20 +5,24 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
-from keras_exitens._inputs.images import as_taken, single
+from keras_exitens._backend import tf
+from keras_exitens._inputs.images import as_array, as_taken, as_tensor, single
 from keras_exitens._inputs.labels import check_single
 from keras_exitens._types import Data, Tensor
 
 __all__ = [
     "are_arrays",
+    "are_batches",
     "as_arrays",
     "check_ends",
     "counted",
+    "image_batches",
     "labelled_batches",
+    "no_data",
     "no_labels",
+    "raw_batches",
     "representative_images",
 ]
 
@@ -45,12 +49,10 @@ def as_arrays(data: Data) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
             fix="pass one label an image, or a data set of such pairs",
         )
     x, labels, *third = data
-    return x, np.asarray(labels), np.asarray(third[0]) if third else None
+    return x, as_array(labels), as_array(third[0]) if third else None
 
 
-def labelled_batches(
-    data: Data, batch_size: int
-) -> Iterator[tuple[tf.Tensor, np.ndarray, np.ndarray | slice]]:
+def labelled_batches(data: Data, batch_size: int) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray | slice]]:
     """Batches `(images, labels, counted)` of what Keras takes for `evaluate`.
 
     Args:
@@ -64,18 +66,25 @@ def labelled_batches(
     Raises:
         ValueError: a batch without labels, an endless data set.
     """
+    for images, labels, third in raw_batches(data, batch_size):
+        yield images, labels, counted(third)
+
+
+def raw_batches(data: Data, batch_size: int) -> Iterator[tuple[Tensor, np.ndarray, np.ndarray | None]]:
+    """As `labelled_batches`, with the third entry of each batch as it came, or `None`."""
     check_ends(data)
     if are_arrays(data):
-        data = tf.data.Dataset.from_tensor_slices(
-            tuple(part for part in as_arrays(data) if part is not None)
-        ).batch(batch_size)
+        arrays = [part for part in as_arrays(data) if part is not None]
+        data = (
+            tuple(part[i : i + batch_size] for part in arrays) for i in range(0, len(arrays[0]), batch_size)
+        )
     for batch in _batches(data):
         images, labels, third = keras.utils.unpack_x_y_sample_weight(batch)
         if labels is None:
             raise no_labels()
         if isinstance(labels, Mapping):  # a list of ids is taken
             check_single(labels)
-        images, labels = tf.convert_to_tensor(single(images)), np.asarray(labels)
+        images, labels = as_tensor(single(images)), as_array(labels)
         if len(labels) != len(images):
             raise checks.error(
                 "A batch has another number of labels than of images.",
@@ -83,7 +92,27 @@ def labelled_batches(
                 received=f"labels of shape {labels.shape}",
                 fix="pass one label an image",
             )
-        yield images, labels, counted(None if third is None else np.asarray(third))
+        yield images, labels, None if third is None else as_array(third)
+
+
+def image_batches(data: Data, batch_size: int) -> tuple[Iterator[Any], int | None]:
+    """Batches of images of what Keras takes for `predict`, and how many there are where that is known.
+
+    Args:
+        data: an array, or a dict or list of one; or batches of images, with or without labels.
+        batch_size: int, for arrays.
+    """
+    if hasattr(data, "shape") or (isinstance(data, Mapping | list | tuple) and not are_batches(data)):
+        images = single(data)
+        starts = range(0, len(images), batch_size)
+        return (images[i : i + batch_size] for i in starts), len(starts)
+    number = data.num_batches if isinstance(data, keras.utils.PyDataset) else None
+    return (single(keras.utils.unpack_x_y_sample_weight(batch)[0]) for batch in _batches(data)), number
+
+
+def are_batches(data: Any) -> bool:
+    """Whether a list holds batches `(images, ...)`, not one array."""
+    return isinstance(data, list) and bool(data) and isinstance(data[0], tuple)
 
 
 def counted(third: np.ndarray | None) -> np.ndarray | slice:
@@ -121,9 +150,9 @@ def representative_images(data: Data, wanted: keras.KerasTensor) -> np.ndarray:
     """
     data = data() if callable(data) and not hasattr(data, "__iter__") else data
     if hasattr(data, "__array__"):
-        return as_taken(data, wanted).numpy()
+        return as_array(as_taken(data, wanted))
     check_ends(data)
-    batches = [as_taken(_without_labels(batch), wanted).numpy() for batch in _batches(data)]
+    batches = [as_array(as_taken(_without_labels(batch), wanted)) for batch in _batches(data)]
     if not batches:
         raise checks.error(
             "There are no representative images.",
@@ -136,13 +165,29 @@ def representative_images(data: Data, wanted: keras.KerasTensor) -> np.ndarray:
 
 def check_ends(data: Any) -> None:
     """Raises `ValueError` for a data set that goes on for ever."""
-    if isinstance(data, tf.data.Dataset) and data.cardinality() == tf.data.INFINITE_CARDINALITY:
+    if _endless(data):
         raise checks.error(
             "The data set never ends.",
             expected="one pass over the images",
             received=repr(data),
             fix="pass data.take(steps), or a part of kx.data.load such as splits.calibration",
         )
+
+
+def _endless(data: Any) -> bool:
+    if tf is not None and isinstance(data, tf.data.Dataset):
+        return data.cardinality() == tf.data.INFINITE_CARDINALITY
+    return isinstance(data, keras.utils.PyDataset) and data.num_batches is None
+
+
+def no_data(data: Any) -> Exception:
+    """The error of data without a batch."""
+    return checks.error(
+        "There are no data.",
+        expected="at least one batch of (images, labels)",
+        received=repr(data),
+        fix="pass Splits.calibration, or (images, labels); a generator gives its batches once only",
+    )
 
 
 def no_labels() -> Exception:
@@ -156,7 +201,7 @@ def no_labels() -> Exception:
 
 
 def _batches(data: Any) -> Iterator[Any]:
-    yield from (data[i] for i in range(len(data))) if isinstance(data, keras.utils.PyDataset) else data
+    yield from (data[i] for i in range(data.num_batches)) if isinstance(data, keras.utils.PyDataset) else data
 
 
 def _without_labels(batch: Any) -> Any:

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import keras
-import tensorflow as tf
+import numpy as np
+from keras import ops
 
 from keras_exitens import _checks as checks
+from keras_exitens._backend import NAME, tf
 from keras_exitens._types import Tensor
 
-__all__ = ["as_taken", "check_images", "single"]
+__all__ = ["as_array", "as_taken", "as_tensor", "check_images", "single"]
 
 
 def single(images: Any) -> Any:
@@ -32,6 +34,18 @@ def single(images: Any) -> Any:
     return inputs[0]
 
 
+def as_tensor(images: Any) -> Tensor:
+    """Images as a tensor of TensorFlow, or, on another backend, as a NumPy array; their dtype stays."""
+    return as_array(images) if tf is None else tf.convert_to_tensor(images)
+
+
+def as_array(images: Any) -> np.ndarray:
+    """Images or labels as a NumPy array, also from tensors in the memory of a GPU."""
+    if NAME == "torch" and ops.is_tensor(images):
+        return ops.convert_to_numpy(images)
+    return np.asarray(images)
+
+
 def check_images(images: Tensor, wanted: keras.KerasTensor) -> None:
     """Raises `ValueError` where a tensor or array is no batch of images that fits the input of a network."""
     shape = tuple(images.shape)
@@ -50,7 +64,7 @@ def check_images(images: Tensor, wanted: keras.KerasTensor) -> None:
         )
 
 
-def as_taken(images: Any, wanted: keras.KerasTensor) -> tf.Tensor:
+def as_taken(images: Any, wanted: keras.KerasTensor) -> Tensor:
     """Images of any dtype as a tensor of the dtype that the network takes, cast as Keras casts them.
 
     Args:
@@ -60,6 +74,6 @@ def as_taken(images: Any, wanted: keras.KerasTensor) -> tf.Tensor:
     Raises:
         ValueError: they do not fit the input.
     """
-    images = tf.convert_to_tensor(single(images))
+    images = as_tensor(single(images))
     check_images(images, wanted)
-    return tf.cast(images, wanted.dtype)
+    return ops.cast(images, wanted.dtype)

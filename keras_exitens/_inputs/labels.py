@@ -5,10 +5,11 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
 from keras_exitens import _checks as checks
+from keras_exitens._backend import tf
+from keras_exitens._inputs.images import as_array
 from keras_exitens._types import Tensor
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "check_weights",
     "class_ids",
     "counted_rows",
+    "in_range",
     "one_hot",
     "standard_labels",
+    "valid",
 ]
 
 # What the assertions in the graph say; `guards` knows the errors by it.
@@ -30,7 +33,12 @@ _SUM_TOLERANCE = 0.02  # of bfloat16, and of rows rounded by hand
 
 
 def one_hot(y: Tensor, classes: int, dtype: str = "float32") -> Tensor:
-    """One-hot rows of class ids. Ids out of range are an error on the CPU, as in sparse cross-entropy."""
+    """One-hot rows of class ids.
+
+    Under TensorFlow, ids out of range are an error on the CPU, as in sparse cross-entropy.
+    """
+    if tf is None:
+        return ops.one_hot(y, classes, dtype=dtype)
     # Looked up for the error alone, and added so that no optimizer leaves it out: `tf.one_hot` has none.
     nothing = tf.gather(tf.zeros(classes, y.dtype), y)
     return tf.one_hot(y + nothing, classes, dtype=dtype)
@@ -46,7 +54,8 @@ def standard_labels(y: Tensor, classes: int) -> Tensor:
     Raises:
         ValueError: the rank or the width of the labels is wrong, seen from the static shape.
         tf.errors.InvalidArgumentError: ids are not whole, or probabilities do not sum to 1, seen while the
-            graph runs, where it is not compiled by XLA. `guards.explained` puts it in other words.
+            graph runs, where it is not compiled by XLA. `guards.explained` puts it in other words. Graphs of
+            other backends cannot raise: see `valid`.
     """
     _check_shape(y, classes)
     if keras.backend.standardize_dtype(y.dtype) == "string":
@@ -55,12 +64,35 @@ def standard_labels(y: Tensor, classes: int) -> Tensor:
         y = ops.squeeze(y, axis=1)
     whole = not keras.backend.is_float_dtype(y.dtype)
     if len(y.shape) == 1:
-        if not whole:
+        if not whole and tf is None:
+            y = ops.where(y == ops.round(y), y, -1)  # which `valid` sees
+        elif not whole:
             y = _asserted(tf.debugging.assert_equal(y, tf.round(y), FRACTIONS), y)
         return ops.cast(y, "int32")
     y = ops.cast(y, "float32") if whole else y
+    if tf is None:
+        return y
     gap = tf.abs(tf.reduce_sum(y, axis=-1) - 1)
     return _asserted(tf.debugging.assert_less(gap, tf.cast(_SUM_TOLERANCE, y.dtype), SUMS), y)
+
+
+def valid(y: Tensor, classes: int, ignored: int | None) -> Tensor | None:
+    """Whether all labels of a batch are right: a scalar, for graphs that cannot raise; else `None`.
+
+    Args: as `counted_rows`.
+    """
+    if tf is not None:
+        return None
+    if len(y.shape) == 2:
+        gaps = ops.abs(ops.sum(ops.cast(y, "float32"), axis=-1) - 1)
+        return ops.all(gaps < _SUM_TOLERANCE)
+    y, _ = counted_rows(y, ignored)
+    return ops.all(ops.logical_and(y >= 0, y < classes))
+
+
+def in_range(y: Tensor, classes: int) -> Tensor:
+    """Class ids that no kernel trips over, where graphs cannot raise: the nearest class for a wrong one."""
+    return y if tf is not None or len(y.shape) == 2 else ops.clip(y, 0, classes - 1)
 
 
 def counted_rows(y: Tensor, ignored: int | None) -> tuple[Tensor, Tensor | None]:
@@ -152,7 +184,7 @@ def check_labels(y: Any, classes: int, *, ignored: int | None = None, required: 
         _check_shape(y, classes)
     if not (hasattr(y, "__array__") and hasattr(y, "shape")) or isinstance(y, keras.KerasTensor):
         return
-    values = np.asarray(y)
+    values = as_array(y)
     if values.dtype.kind not in "iufb":
         raise _not_numbers(values.dtype, classes)
     _check_shape(values, classes)
@@ -211,7 +243,7 @@ def class_ids(y: Any, classes: int) -> np.ndarray:
     Raises:
         ValueError: as `check_labels`.
     """
-    values = np.asarray(y)
+    values = as_array(y)
     check_labels(values, classes, required=True)
     if values.ndim == 2:
         values = values[:, 0] if values.shape[1] == 1 else values.argmax(axis=1)

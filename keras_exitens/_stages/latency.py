@@ -1,18 +1,18 @@
 """What each exit costs in seconds, measured."""
 
-import functools
 import statistics
 import time
 
 import keras
 import numpy as np
-import tensorflow as tf
+from keras import ops
 
 from keras_exitens import _checks as checks
 from keras_exitens._graph.dag import NOMINAL_SIZE
 from keras_exitens._network.costs import ExitCost
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._scores import handed_on
+from keras_exitens._stages.compiled import compiled
 from keras_exitens._stages.split import split_heads
 
 __all__ = ["measured_cost"]
@@ -39,13 +39,10 @@ def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) ->
     checks.number("batch_size", batch_size, low=1)
     checks.number("repeats", repeats, low=1)
     pieces = split_heads(model)
-    # Partials: lambdas of one line are one function to TensorFlow, which warns that it traces it too often.
-    functions = [
-        tf.function(functools.partial(piece, training=False), autograph=False) for _, _, piece, _ in pieces
-    ]
+    functions = [compiled(piece) for _, _, piece, _ in pieces]
     images = ExitNetwork.of(model).image
     shape = [batch_size, *(NOMINAL_SIZE if size is None else size for size in images.shape[1:])]
-    images_given = tf.cast(np.random.default_rng(0).normal(size=shape), images.dtype)
+    images_given = ops.cast(np.random.default_rng(0).normal(size=shape), images.dtype)
     times: list[list[float]] = [[] for _ in pieces]
     for _ in range(repeats + 2):
         values = dict.fromkeys(pieces[0][2].input, images_given)
@@ -54,7 +51,7 @@ def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) ->
             start = time.perf_counter()
             made = function(given)
             for tensor in made.values():
-                tensor.numpy()  # waits for it
+                ops.convert_to_numpy(tensor)  # waits for it
             seconds.append(time.perf_counter() - start)
             values = handed_on(values, made, carried)
     names = ExitNetwork.of(model).names

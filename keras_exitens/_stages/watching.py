@@ -1,31 +1,12 @@
-"""Tells whether a network has changed since a graph was made of it, without reading its weights."""
+"""Tells whether weights have changed since a graph was made with them as constants, without reading them."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["Settings", "Values", "fingerprint"]
-
-
-class Settings:
-    """The attributes of some objects as they were: dtype policies, activations, variables, thresholds.
-
-    A graph that was traced holds what the attributes were then. Quantisation and LoRA give a layer other
-    variables; what is assigned to is seen, not what is changed inside of an array or list.
-    """
-
-    def __init__(self, objects: Iterable[Any]) -> None:
-        self._seen = [(vars(thing), dict(vars(thing))) for thing in objects]
-
-    def changed(self) -> bool:
-        """Whether any attribute is another one, was added or taken away."""
-        try:
-            return any(now != then for now, then in self._seen)
-        except Exception:  # what has no truth value when compared, such as arrays: they are other objects
-            return True
+__all__ = ["Values", "fingerprint"]
 
 
 class Values:
@@ -42,13 +23,15 @@ class Values:
 
     def __init__(self, variables: Sequence[tf.Variable]) -> None:
         self._readers = [_reader(variable) for variable in variables]
-        self._together = tf.function(self.read, autograph=False)  # one call costs less than one a variable
+        # One call costs less than one a variable. A partial: methods of one class are one function to
+        # TensorFlow, which warns that it is traced again and again.
+        self._together = tf.function(functools.partial(_read, self._readers), autograph=False)
         self._held = self._together()
         self._addresses = [_address(value) if "CPU" in value.device else None for value in self._held]
 
     def read(self) -> list[tf.Tensor]:
         """The values as they are now, in the memory of the variables; also for use in a graph."""
-        return [read() for read in self._readers]
+        return _read(self._readers)
 
     def changed(self, values: Sequence[tf.Tensor] | None = None) -> bool:
         """Whether a bit of any of them has changed.
@@ -67,6 +50,10 @@ class Values:
             self._held[i] = values[i]
             self._addresses[i] = None if self._addresses[i] is None else _address(values[i])
         return False
+
+
+def _read(readers: Sequence[Callable[[], tf.Tensor]]) -> list[tf.Tensor]:
+    return [read() for read in readers]
 
 
 def _reader(variable: tf.Variable) -> Callable[[], tf.Tensor]:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
 from keras_exitens._inputs import replicas
@@ -62,7 +61,7 @@ def refuse_loss_weights(loss_weights: Any) -> None:
         )
 
 
-def check_strategy(strategy: tf.distribute.Strategy, optimizer: Any, steps_per_execution: int) -> None:
+def check_strategy(strategy: replicas.Strategy, optimizer: Any, steps_per_execution: int) -> None:
     """Raises where optimizer or steps do not go with the strategy."""
     if isinstance(optimizer, keras.optimizers.Optimizer):
         replicas.check_scope("optimizer", optimizer.variables, strategy)

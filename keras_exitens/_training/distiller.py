@@ -5,21 +5,20 @@ from typing import Any, Generic, Self, TypeVar
 
 import keras
 import numpy as np
-import tensorflow as tf
 from keras import ops
 
-from keras_exitens import _checks as checks
+from keras_exitens._backend import tf
 from keras_exitens._inputs import replicas
 from keras_exitens._inputs.labels import check_labels, check_weights, standard_labels
-from keras_exitens._keras import LocalSymbolicBuild, inner_layers, loss_scale, loss_tracker
+from keras_exitens._keras import inner_layers, loss_tracker
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._training import arguments
 from keras_exitens._training.arguments import ENSEMBLE
 from keras_exitens._training.exit_metrics import per_exit
 from keras_exitens._training.guards import NonFiniteLoss, explained
 from keras_exitens._training.losses import ignored_class, per_sample
-from keras_exitens._training.normalization import with_fused_normalization
 from keras_exitens._training.rows import Rows
+from keras_exitens._training.step import Step, prepared
 from keras_exitens._types import Data, Path, Tensor
 from keras_exitens.objectives import EED, Objective
 from keras_exitens.objectives.ensemble import at_least_float32, mean
@@ -28,11 +27,12 @@ from keras_exitens.objectives.objective import TERMS
 __all__ = ["ExitEnsembleDistiller"]
 
 HALF = "mixed_float16"
+COUNTER = "int32" if tf is None else "int64"  # JAX has no int64
 T = TypeVar("T")
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens")
-class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
+class ExitEnsembleDistiller(Step, keras.Model):
     """Trains a multi-exit network so that its exits teach each other.
 
     Used as any `keras.Model`: `compile`, `fit`, `evaluate`, `predict`, `save`. Each step runs the network
@@ -87,7 +87,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         arguments.check_objective(objective, parsed.names)
         features = arguments.matching_features(parsed, objective)
         parsed.check_logits()
-        replicas.check_scope("network", model.variables, tf.distribute.get_strategy())
+        replicas.check_scope("network", model.variables, replicas.current())
         # Keras wraps the optimizer for loss scaling by the policy of the model that is compiled: this one.
         # Images go on to `model` as they are: it casts them where it wants to.
         super().__init__(name=name, dtype=_policy(model), autocast=False, **kwargs)
@@ -95,15 +95,15 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         self.objective = objective
         self._names = parsed.names
         logits = [model.output[name] for name in self._names]
-        network = with_fused_normalization(keras.Model(model.input, (logits, features)))
+        network = prepared(keras.Model(model.input, (logits, features)))
         # A function, so that Keras does not track (and save) the layers a second time.
         self._forward = lambda x, training: network(x, training=training)
-        self._state = {"step": self._scalar("step", 0, "int64")}
+        self._state = {"step": self._scalar("step", 0, COUNTER)}
         for key, value in objective.initial_state().items():
             self._state[key] = self._scalar(key, value, "float32")
         half = self.dtype_policy.name == HALF
         self._ignored: int | None = None
-        self._skipped: Any = self._scalar("skipped_steps", 0, "int64") if half else None
+        self._skipped: Any = self._scalar("skipped_steps", 0, COUNTER) if half else None
         self._term_trackers: _Untracked[dict[str, keras.metrics.Mean]] = _Untracked({})
         self.built = True
 
@@ -120,7 +120,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         )
 
     @property
-    def classes(self) -> int:
+    def classes(self) -> int:  # type: ignore[override]
         """Number of classes: the width of the logits."""
         return self.model.output[self._names[-1]].shape[-1]
 
@@ -128,11 +128,6 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
     def skipped_steps(self) -> int:
         """Number of training steps that changed no weight because a gradient overflowed in float16."""
         return 0 if self._skipped is None else int(ops.convert_to_numpy(self._skipped))
-
-    def _loss_scale(self) -> Tensor:
-        if self._skipped is None or not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            return None
-        return tf.identity(loss_scale(self.optimizer))
 
     def call(self, inputs: Tensor, training: bool | None = None, *, with_features: bool = False) -> Any:
         """Logits of all exits and of the ensemble.
@@ -185,10 +180,10 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         """
         arguments.refuse_loss_weights(loss_weights)
         steps = kwargs.get("steps_per_execution", 1)
-        arguments.check_strategy(self.distribute_strategy, optimizer, steps)
+        arguments.check_strategy(replicas.of_model(self), optimizer, steps)
         sample_loss, ignored = per_sample(loss, self.classes), ignored_class(loss)
         names = [*self._names, ENSEMBLE]
-        with self.distribute_strategy.scope():
+        with replicas.of_model(self).scope():
             measured = per_exit(metrics, names, "metrics", ignored)
             weighted = per_exit(weighted_metrics, names, "weighted_metrics", ignored)
             super().compile(
@@ -217,48 +212,29 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
                 ids = keras.KerasTensor((None,), "int32")
                 metric.build(ids, keras.KerasTensor((None, names, self.classes)))
 
-    def train_step(self, data: Data) -> dict[str, Tensor]:
-        """One update of the weights from one batch `(x, y[, sample_weight])`."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
-        with tf.GradientTape() as tape:
-            outputs, features = self._run(x, training=True)
-            loss, new_state = self._loss(outputs, features, y, sample_weight)
-            loss = self.optimizer.scale_loss(loss)
-        weights, scale = self.trainable_weights, self._loss_scale()
-        if weights:
-            self.optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
-        else:
-            checks.warn("The network does not have any trainable weights: nothing is learned.")
-        if scale is not None:
-            # Dynamic loss scaling skips the update of gradients that overflow, and lowers the scale.
-            self._skipped.assign_add(ops.cast(self._loss_scale() < scale, "int64"))
-        for key, value in new_state.items():
-            self._state[key].assign(value)
-        self._state["step"].assign_add(1)
-        return self._logs(x, y, outputs, sample_weight)
-
-    def test_step(self, data: Data) -> dict[str, Tensor]:
-        """Loss and metrics of one batch; changes no weight, statistic or state."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
-        outputs, features = self._run(x, training=False)
-        self._loss(outputs, features, y, sample_weight)
-        return self._logs(x, y, outputs, sample_weight)
-
-    def predict_step(self, data: Data) -> dict[str, Tensor]:
-        """Logits of all exits and of the ensemble of one batch `(x[, y, sample_weight])`."""
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return replicas.gatherable(self._run(x, training=False)[0], self.distribute_strategy)
+    def predict(self, x: Data, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
+        """Logits of all exits and of the ensemble; see `keras.Model.predict`, whose arguments it takes."""
+        return self._in_order(super().predict(x, *args, **kwargs))
 
     def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         """Logits of one batch; see `keras.Model.predict_on_batch`."""
-        return replicas.of_one(super().predict_on_batch(x), rows=len(keras.tree.flatten(x)[0]))
+        found = replicas.of_one(super().predict_on_batch(x), rows=len(keras.tree.flatten(x)[0]))
+        return self._in_order(found)
+
+    def _in_order(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What `predict` gives, in the order of the exits: JAX sorts the keys of a dict."""
+        return {name: outputs[name] for name in (*self._names, ENSEMBLE)}
 
     def _run(self, x: Tensor, training: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Outputs and features of this replica's rows, of which there may be none."""
         x, own_rows = replicas.at_least_one_row(x, refuse=training and self._uses_batch_statistics())
         return own_rows(self(x, training=training, with_features=True))
+
+    def _advance(self, new_state: dict[str, Tensor]) -> None:
+        """Counts a training step, and keeps the state of the objective after it."""
+        for key, value in new_state.items():
+            self._state[key].assign(value)
+        self._state["step"].assign_add(1)
 
     def _uses_batch_statistics(self) -> bool:
         layers = inner_layers(self.model)
@@ -273,7 +249,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         """
         # Before the first sum over replicas: while this one waits there, another one runs the same layers.
         losses = self.losses
-        rows = Rows(y, self._ignored)
+        rows = Rows(y, self.classes, self._ignored)
         state = {key: ops.convert_to_tensor(variable) for key, variable in self._state.items()}
         terms, new_state = self.objective(
             [outputs[name] for name in self._names],
@@ -290,7 +266,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
             terms = {key: value * ops.cast(sample_weight, value.dtype) for key, value in terms.items()}
         # In a float64 network the logits are float32, the features are not.
         dtype = "float64" if any(value.dtype == "float64" for value in terms.values()) else "float32"
-        total = sum(ops.cast(value, dtype) for value in terms.values())
+        total = rows.checked(sum(ops.cast(value, dtype) for value in terms.values()))
         added = sum((ops.cast(ops.sum(loss), total.dtype) for loss in losses), ops.zeros((), total.dtype))
         loss_tracker(self).update_state(total + added, sample_weight=rows.counted)
         for name, tracker in self._term_trackers.value.items():
@@ -311,7 +287,7 @@ class ExitEnsembleDistiller(LocalSymbolicBuild, keras.Model):
         logits = [outputs[name] for name in (*self._names, ENSEMBLE)]
         stacked = ops.stack(at_least_float32(logits), axis=1)
         logs = super().compute_metrics(x, y, stacked, sample_weight)
-        return replicas.reducible(logs, self.distribute_strategy)
+        return replicas.reducible(logs, replicas.of_model(self))
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 from keras import ops
 
 from keras_exitens import _checks as checks
-from keras_exitens._inputs.labels import counted_rows, one_hot
+from keras_exitens._inputs.labels import counted_rows, in_range, one_hot
 from keras_exitens._keras import averaged_function, direction, set_direction
 from keras_exitens._training.losses import is_of_keras
 from keras_exitens._types import Tensor
@@ -49,6 +48,7 @@ class ExitMetric(keras.metrics.Metric):
     def update_state(self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor = None) -> None:
         logits = ops.cast(y_pred[:, self.index], "float32")
         y_true, counted = counted_rows(y_true, self.ignored)
+        y_true = in_range(y_true, logits.shape[-1])
         if counted is not None:
             weight = 1 if sample_weight is None else ops.reshape(sample_weight, (-1,))
             sample_weight = ops.cast(counted, getattr(weight, "dtype", self.metric.dtype)) * weight
@@ -114,7 +114,7 @@ def _takes_as_keras(metric: keras.metrics.Metric) -> bool:
 
 def _probabilities(logits: Tensor) -> Tensor:
     # A copy: Keras remembers the logits behind a softmax, and would take them for those of a sigmoid.
-    return tf.identity(ops.softmax(logits))
+    return ops.copy(ops.softmax(logits))
 
 
 def _takes_ids(metric: keras.metrics.Metric) -> bool:

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
+from keras_exitens._backend import tf
 from keras_exitens._inputs.labels import FRACTIONS, SUMS, check_labels
 from keras_exitens._inputs.replicas import EMPTY_REPLICA
 from keras_exitens._types import Logs
 
 # What TensorFlow's kernels say of a label that is no class: the loss from ids, and the one-hot look-up.
 _RANGE = ("outside the valid range", "is not in [0,")
+
+# Errors of graphs; those of other backends do not raise.
+_GONE: Any = () if tf is None else (tf.errors.UnavailableError, tf.errors.AbortedError)
+_INVALID: Any = () if tf is None else tf.errors.InvalidArgumentError
 
 __all__ = ["NonFiniteLoss", "explained"]
 
@@ -32,7 +36,7 @@ class NonFiniteLoss(keras.callbacks.Callback):
         self.every = every
         self._epoch = 0
         self._next = every
-        self._skipped = False
+        self._skipped = self._scaled = False
 
     @classmethod
     def first_of(cls, callbacks: Any) -> Any:
@@ -59,6 +63,10 @@ class NonFiniteLoss(keras.callbacks.Callback):
         callbacks.callbacks = given
         return callbacks
 
+    def on_train_begin(self, logs: Logs = None) -> None:
+        # Asked once: within an epoch on JAX, a look at the model fetches all of its weights.
+        self._scaled = isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer)
+
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._epoch = epoch
         self._next = self.every
@@ -68,12 +76,11 @@ class NonFiniteLoss(keras.callbacks.Callback):
             self._next += self.every
             # Dynamic loss scaling skips the step of a loss that is not finite: the mean of the epoch is lost,
             # the weights are not. It is too much where two epochs running are lost.
-            if not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            if not self._scaled:
                 self._check(logs, f"batch {batch + 1} of epoch {self._epoch + 1}")
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        scaled = isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer)
-        if scaled and not self._skipped:
+        if self._scaled and not self._skipped:
             self._skipped = not math.isfinite(float((logs or {}).get("loss", 0.0)))
             return
         self._skipped = False
@@ -91,8 +98,8 @@ class NonFiniteLoss(keras.callbacks.Callback):
             expected="a finite loss",
             received=values,
             fix="lower the learning rate or clip gradients (clipnorm=1.0); look for NaN in the images, and "
-            "for labels out of range, which give NaN on GPUs; of the half precisions prefer mixed_bfloat16; "
-            "then resume from the last checkpoint",
+            "for labels out of range, which give NaN on GPUs, JAX and PyTorch; of the half precisions prefer "
+            "mixed_bfloat16; then resume from the last checkpoint",
             kind=FloatingPointError,
         )
 
@@ -109,7 +116,7 @@ def explained(labels: Any, classes: int, ignored: int | None = None) -> Iterator
     check_labels(labels, classes, ignored=ignored)
     try:
         yield
-    except (tf.errors.UnavailableError, tf.errors.AbortedError) as cause:
+    except _GONE as cause:
         raise checks.error(
             "Another worker of this job is gone.",
             expected="all workers to take part in every step",
@@ -117,7 +124,7 @@ def explained(labels: Any, classes: int, ignored: int | None = None) -> Iterator
             fix="start all workers again; with callbacks.StepBackup they go on at the last backup",
             kind=ConnectionError,
         ) from cause
-    except tf.errors.InvalidArgumentError as cause:
+    except _INVALID as cause:
         lines = str(cause).splitlines()
         if any(EMPTY_REPLICA in line for line in lines):
             raise checks.error(

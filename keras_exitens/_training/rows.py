@@ -3,7 +3,7 @@
 from keras import ops
 
 from keras_exitens._inputs import replicas
-from keras_exitens._inputs.labels import counted_rows
+from keras_exitens._inputs.labels import counted_rows, in_range, valid
 from keras_exitens._types import Tensor
 
 __all__ = ["Rows"]
@@ -14,6 +14,7 @@ class Rows:
 
     Args:
         y: their labels, as `standard_labels` gives them.
+        classes: number of logits.
         ignored: id of the rows that have no label, or `None`.
 
     Attributes:
@@ -22,8 +23,10 @@ class Rows:
         share: float32 scalar, this replica's share of the rows of all replicas.
     """
 
-    def __init__(self, y: Tensor, ignored: int | None) -> None:
-        self.labels, self.counted = counted_rows(y, ignored)
+    def __init__(self, y: Tensor, classes: int, ignored: int | None) -> None:
+        labels, self.counted = counted_rows(y, ignored)
+        self.labels = in_range(labels, classes)
+        self._valid = valid(y, classes, ignored)
         own = ops.cast(ops.shape(y)[0], "float32")
         everywhere = replicas.all_sum(own)
         self.share = own / everywhere
@@ -38,6 +41,10 @@ class Rows:
     def mean(self, values: Tensor) -> Tensor:
         """The mean of `(batch,)` values over all rows that count; 0 where there are none."""
         return self._divided(replicas.all_sum(self._sum(values)))
+
+    def checked(self, values: Tensor) -> Tensor:
+        """`(batch,)` losses; NaN where a label is wrong and the graph cannot raise: `guards` says so."""
+        return values if self._valid is None else ops.where(self._valid, values, float("nan"))
 
     def unless_none(self, value: Tensor, otherwise: Tensor) -> Tensor:
         """`value`, or `otherwise` where no row counts: such a batch says nothing."""

@@ -3,8 +3,8 @@
 import functools
 
 import keras
-import tensorflow as tf
 
+from keras_exitens._backend import tf
 from keras_exitens._types import Tensor
 
 __all__ = ["GroupedConv2D"]
@@ -17,11 +17,11 @@ class GroupedConv2D(keras.layers.Conv2D):
     Keras 3 compiles every grouped convolution with XLA, since some builds of TensorFlow cannot run it on a
     CPU; a training step takes tens of times as long as with TensorFlow's own kernel. Where that kernel works
     (with oneDNN, and on GPUs) this layer uses it; elsewhere it is Keras's layer. Weights, arguments and
-    results are those of `keras.layers.Conv2D`.
+    results are those of `keras.layers.Conv2D`, which it is on other backends than TensorFlow.
     """
 
     def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
-        if self.data_format != "channels_last" or not _kernel_works():
+        if tf is None or self.data_format != "channels_last" or not _kernel_works():
             return super().convolution_op(inputs, kernel)
         return tf.nn.convolution(
             inputs, kernel, self.strides, self.padding.upper(), dilations=self.dilation_rate
@@ -39,14 +39,13 @@ def _kernel_works() -> bool:
         return True
     with tf.init_scope(), tf.device("CPU"):
         try:
-            _try_kernel()
+            tf.function(_try_kernel, autograph=False)()
         except (tf.errors.OpError, ValueError):
             return False
     return True
 
 
-@tf.function(autograph=False)
-def _try_kernel() -> list[tf.Tensor]:
+def _try_kernel() -> list[Tensor]:
     inputs, kernel = tf.random.normal((1, 3, 3, 2)), tf.random.normal((3, 3, 1, 2))
     result = tf.nn.convolution(inputs, kernel, 1, "SAME")
     fused = tf.nn.relu(tf.nn.bias_add(tf.nn.convolution(inputs, kernel, 1, "SAME"), tf.random.normal((2,))))

@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
+from keras_exitens._backend import NAME, tf
 from keras_exitens._calibration.collect import Collector
 from keras_exitens._network.costs import cost
 from keras_exitens._network.exit_network import exit_names
@@ -44,6 +44,7 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
     Raises:
         ValueError: `figure_freq` is not at least 1; `data` can be read only once; the model that is trained
             is not an `ExitEnsembleDistiller`.
+        NotImplementedError: on another backend than TensorFlow.
 
     Example:
 
@@ -56,6 +57,9 @@ class ExitTensorBoard(keras.callbacks.TensorBoard):
     def __init__(
         self, log_dir: Path = "logs", data: Data = None, figure_freq: int = 10, **kwargs: Any
     ) -> None:
+        if tf is None:  # Keras's callback, which this one extends, writes by TensorFlow
+            fix = "keras.callbacks.CSVLogger('log.csv') keeps all that `fit` logs"
+            raise checks.needs_tensorflow("ExitTensorBoard", NAME, fix)
         checks.optional_import("tensorboard", "tensorboard")
         if data is not None:
             checks.optional_import("matplotlib", "plots")

@@ -92,7 +92,7 @@ class StepBackup(keras.callbacks.Callback):
                 fix="call compile() before restore()",
             )
         if not model.optimizer.built:
-            with model.distribute_strategy.scope():
+            with replicas.of_model(model).scope():
                 model.optimizer.build(model.trainable_variables)
         variables = _variables(model)
         files = [path for path in (self.path, backup_file.previous_of(self.path)) if path.exists()]
@@ -115,7 +115,7 @@ class StepBackup(keras.callbacks.Callback):
         else:
             if faults:
                 raise faults[0]
-        replicas.check_agreed("step of the backup", self.step, model.distribute_strategy)
+        replicas.check_agreed("step of the backup", self.step, replicas.of_model(model))
         return self.step
 
     def among(self, callbacks: list[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
@@ -226,7 +226,7 @@ class StepBackup(keras.callbacks.Callback):
         # Every worker reads: a metric is the sum of all workers' parts.
         arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in named.items()}
         self._saved = self.step
-        if not replicas.is_chief(self.model.distribute_strategy):
+        if not replicas.is_chief(replicas.of_model(self.model)):
             return
         facts = {
             "step": self.step,

@@ -1,15 +1,17 @@
 """Where images come from: TensorFlow Datasets, scikit-learn, files of MNIST or CIFAR; all the same arrays."""
 
+import importlib.util
 import math
 import pathlib
 import typing
 from typing import Any
 
+import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_exitens import _checks as checks
-from keras_exitens._types import Path
+from keras_exitens._backend import tf
+from keras_exitens._types import Path, Tensor
 from keras_exitens.data import cifar, idx
 
 __all__ = ["Images", "base_name", "read"]
@@ -146,17 +148,32 @@ def _idx_folder(name: str, data_dir: Path | None) -> pathlib.Path | None:
     return None
 
 
-def _resize(images: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Images of bytes, bilinear and antialiased, in a `tf.data` pipeline."""
+    import tensorflow as tf
+
     resized = tf.image.resize(images, size, antialias=True)
     return tf.saturate_cast(tf.round(resized), tf.uint8)
 
 
 def _resize_all(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    batches = tf.data.Dataset.from_tensor_slices(images).batch(1024).map(lambda x: _resize(x, size))
-    return np.concatenate(list(batches.as_numpy_iterator()))
+    some = (images[start : start + 1024] for start in range(0, len(images), 1024))
+    return np.concatenate([_resize_some(part, size) for part in some])
+
+
+def _resize_some(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    if tf is not None:
+        return _resize(images, size).numpy()
+    resized = keras.ops.image.resize(
+        images.astype("float32"), size, antialias=True, data_format="channels_last"
+    )
+    return np.clip(np.round(keras.ops.convert_to_numpy(resized)), 0, 255).astype(np.uint8)
 
 
 def _tensorflow_datasets(name: str, data_dir: Path | None, image_size: tuple[int, int] | None) -> Images:
+    _require_tensorflow(name)
+    import tensorflow as tf
+
     tfds = checks.optional_import("tensorflow_datasets", extra="data")
     builder = _builder(tfds, name, data_dir)
     image_key, label_key = _keys(tfds, name, builder.info)
@@ -177,7 +194,7 @@ def _tensorflow_datasets(name: str, data_dir: Path | None, image_size: tuple[int
     _refuse_too_large(name, builder.info.splits, (train, test), shape)
 
     def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
-        def pick(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        def pick(example: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
             image = example[image_key]
             return image if image_size is None else _resize(image, image_size), example[label_key]
 
@@ -193,6 +210,32 @@ def _tensorflow_datasets(name: str, data_dir: Path | None, image_size: tuple[int
     if test is None:
         return _cut_test(*arrays(train), class_names)
     return Images(*arrays(train), *arrays(test), class_names)
+
+
+def _require_tensorflow(name: str) -> None:
+    """TensorFlow Datasets reads by TensorFlow, whatever backend Keras runs on."""
+    if importlib.util.find_spec("tensorflow") is None:
+        ways = _ways_without_tfds(name)
+        raise checks.error(
+            f"{name!r} comes from TensorFlow Datasets, which needs TensorFlow.",
+            expected="TensorFlow installed, beside the backend that Keras runs on",
+            received="an environment without it",
+            fix="; or ".join(["pip install tensorflow", *ways]),
+            kind=ImportError,
+        )
+
+
+def _ways_without_tfds(name: str) -> list[str]:
+    """How else a data set can be had, in words for an error."""
+    ways = []
+    if name == "fashion_mnist":
+        ways.append("install Debian's package dataset-fashion-mnist")
+    if name in _IDX_CLASSES:
+        ways.append("pass as `data_dir` a folder with the four IDX files")
+    if name in cifar.LAYOUTS:
+        folders = " or ".join(repr(layout.folder) for layout in cifar.LAYOUTS[name])
+        ways.append(f"pass as `data_dir` the folder {folders} of the authors' archive, unpacked")
+    return [*ways, "use 'digits', which needs no download"]
 
 
 def _builder(tfds: Any, name: str, data_dir: Path | None) -> Any:
@@ -240,16 +283,9 @@ def _prepare(builder: Any, name: str) -> None:
     except Exception as cause:
         ways = [
             f"on a machine with network access run `tfds build {name}`, copy its data folder here, and pass "
-            "that folder as `data_dir`"
+            "that folder as `data_dir`",
+            *_ways_without_tfds(name),
         ]
-        if name == "fashion_mnist":
-            ways.append("install Debian's package dataset-fashion-mnist")
-        if name in _IDX_CLASSES:
-            ways.append("pass as `data_dir` a folder with the four IDX files")
-        if name in cifar.LAYOUTS:
-            folders = " or ".join(repr(layout.folder) for layout in cifar.LAYOUTS[name])
-            ways.append(f"pass as `data_dir` the folder {folders} of the authors' archive, unpacked")
-        ways.append("use 'digits', which needs no download")
         raise checks.error(
             f"TensorFlow Datasets could not download or prepare {name!r}.",
             expected="network access, or a prepared copy on this machine",

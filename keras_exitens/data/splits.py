@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
 from keras_exitens import _checks as checks
+from keras_exitens._types import Data
 
 __all__ = ["Splits"]
 
@@ -22,7 +21,8 @@ class Splits:
     - `calibration` sets the thresholds and temperatures of a policy;
     - `test` is used once, for the numbers that are reported.
 
-    Each is a `tf.data.Dataset` of `(images, labels)`: float32 `(batch, height, width, channels)`, normalised
+    Each is a `tf.data.Dataset`, or on other backends than TensorFlow a `keras.utils.PyDataset` of NumPy
+    arrays, of `(images, labels)`: float32 `(batch, height, width, channels)`, normalised
     per channel, and int32 `(batch,)`. `train` never ends, is shuffled and augmented, and all its batches are
     full. The others are one pass in a fixed order without augmentation, the last batch as small as need be.
 
@@ -41,9 +41,9 @@ class Splits:
     """
 
     name: str
-    validation: tf.data.Dataset | None = dataclasses.field(repr=False)
-    calibration: tf.data.Dataset | None = dataclasses.field(repr=False)
-    test: tf.data.Dataset = dataclasses.field(repr=False)
+    validation: Data = dataclasses.field(repr=False)
+    calibration: Data = dataclasses.field(repr=False)
+    test: Data = dataclasses.field(repr=False)
     sizes: dict[str, int]
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
     input_shape: tuple[int, int, int]
@@ -54,7 +54,7 @@ class Splits:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     seed: int
-    _stream: Callable[[int], tf.data.Dataset] = dataclasses.field(repr=False)
+    _stream: Callable[[int], Data] = dataclasses.field(repr=False)
 
     @property
     def classes(self) -> int:
@@ -62,11 +62,11 @@ class Splits:
         return len(self.class_names)
 
     @property
-    def train(self) -> tf.data.Dataset:
+    def train(self) -> Data:
         """The training batches from step 0 on: `train_from(0)`."""
         return self.train_from(0)
 
-    def train_from(self, step: int) -> tf.data.Dataset:
+    def train_from(self, step: int) -> Data:
         """The training batches from a step on, without end.
 
         Batch `step` is a pure function of the arguments of `load` and of `step`: nothing depends on what was
@@ -83,7 +83,7 @@ class Splits:
             step: int, at least 0; number of training steps done so far, all epochs together.
 
         Returns:
-            A `tf.data.Dataset` of full batches.
+            Full batches, as a `tf.data.Dataset`, or a `keras.utils.PyDataset` on other backends.
 
         Raises:
             ValueError: if `step` is not an integer of at least 0.

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from keras_exitens import data
-from keras_exitens.data import batches, idx, parts, sources
+from keras_exitens.data import batches, idx, parts, sources, statistics
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -304,7 +304,7 @@ def test_statistics_are_per_channel_and_a_constant_channel_is_kept_finite():
     images = np.random.RandomState(0).randint(0, 256, (3000, 4, 4, 3)).astype(np.uint8)
     images[..., 1] //= 2
     images[..., 2] = 7
-    mean, std = batches.channel_statistics(images, np.arange(3000))
+    mean, std = statistics.channel_statistics(images, np.arange(3000))
     np.testing.assert_allclose(mean, images.mean(axis=(0, 1, 2)) / 255, rtol=1e-12)
     np.testing.assert_allclose(std[:2], images.std(axis=(0, 1, 2))[:2] / 255, rtol=1e-12)
     assert std[2] == 1

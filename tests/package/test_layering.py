@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(keras_exitens.__file__).parent
 
 # The rooms, floor by floor from the ground up: a room may import only from floors below its own.
 FLOORS = [
-    ["_checks", "_types", "_scores", "_keras", "_tables"],
+    ["_checks", "_types", "_scores", "_keras", "_tables", "_backend"],
     ["_graph", "_inputs", "runtime", "objectives", "policies", "optimizers", "applications", "data"],
     ["_network"],
     ["_attach", "_training", "_calibration", "_stages", "layers"],
