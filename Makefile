@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast test-slow test-sweep test-lowest wheel-test lint format bench docs clean
+.PHONY: demo test test-fast test-slow test-sweep test-lowest test-backends backends wheel-test lint format bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -26,6 +26,23 @@ test-sweep: $(READY)
 # The same tests with the lowest versions that pyproject.toml allows, in an environment of their own.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt test-fast
+
+# What holds on every backend of Keras, on JAX and on PyTorch; `test-fast` tries it on TensorFlow.
+# JAX compiles the same small networks in many tests: it keeps them.
+test-backends: backends
+	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -n 2 tests/contract
+	KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR=.venv-jax/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+		.venv-jax/bin/python -m pytest -n 2 tests/contract
+
+backends: .venv-jax/.ready .venv-torch/.ready
+
+# An environment without TensorFlow.
+.venv-jax/.ready .venv-torch/.ready: .venv-%/.ready: pyproject.toml constraints.txt
+	test -x .venv-$*/bin/python || $(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt --upgrade pip setuptools wheel
+	.venv-$*/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$*,tuner]' \
+		scikit-learn matplotlib pytest pytest-xdist
+	touch $@
 
 # Builds sdist and wheel into dist/, and tries the wheel, without extras, in an environment made for that.
 wheel-test: $(READY)
@@ -62,4 +79,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-lowest build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest .venv-jax .venv-torch build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -15,7 +15,7 @@ from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._training import arguments
 from keras_exitens._training.arguments import ENSEMBLE
 from keras_exitens._training.exit_metrics import per_exit
-from keras_exitens._training.guards import NonFiniteLoss, explained
+from keras_exitens._training.guards import NonFiniteLoss, explained, resumable
 from keras_exitens._training.losses import ignored_class, per_sample
 from keras_exitens._training.rows import Rows
 from keras_exitens._training.step import Step, prepared
@@ -320,6 +320,7 @@ class ExitEnsembleDistiller(Step, keras.Model):
             _, labels, _ = keras.utils.unpack_x_y_sample_weight(tuple(validation))
             check_labels(labels, self.classes, ignored=self._ignored, required=True)
         callbacks = NonFiniteLoss.first_of(callbacks)
+        x, kwargs = resumable(x, callbacks, kwargs)
         with explained(y, self.classes, self._ignored):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 

@@ -1,11 +1,13 @@
 """Faults of a running training, told in words that help: a loss that is not finite, labels out of range."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
 import keras
+import numpy as np
 
 from keras_exitens import _checks as checks
 from keras_exitens._backend import tf
@@ -20,7 +22,7 @@ _RANGE = ("outside the valid range", "is not in [0,")
 _GONE: Any = () if tf is None else (tf.errors.UnavailableError, tf.errors.AbortedError)
 _INVALID: Any = () if tf is None else tf.errors.InvalidArgumentError
 
-__all__ = ["NonFiniteLoss", "explained"]
+__all__ = ["NonFiniteLoss", "explained", "resumable"]
 
 
 class NonFiniteLoss(keras.callbacks.Callback):
@@ -102,6 +104,30 @@ class NonFiniteLoss(keras.callbacks.Callback):
             "mixed_bfloat16; then resume from the last checkpoint",
             kind=FloatingPointError,
         )
+
+
+def resumable(x: Any, callbacks: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The data and arguments of a `fit` whose first epoch a callback may end early; see `StepBackup`.
+
+    Keras refuses to begin another epoch of a `PyDataset` when the one before did not end by itself. So its
+    batches come from a generator, and with them the class weights, which Keras does not take for generators.
+    """
+    listed = getattr(callbacks, "callbacks", callbacks)
+    if not isinstance(x, keras.utils.PyDataset) or not any(getattr(c, "shortens", False) for c in listed):
+        return x, arguments
+    weights = arguments.pop("class_weight", None)
+
+    def batches() -> Iterator[Any]:
+        numbers = itertools.count() if x.num_batches is None else itertools.cycle(range(x.num_batches))
+        for number in numbers:
+            images, labels, third = keras.utils.unpack_x_y_sample_weight(x[number])
+            if weights is not None and third is None:
+                ids = np.asarray(labels)
+                ids = ids.argmax(axis=-1) if ids.ndim == 2 and ids.shape[1] > 1 else ids.reshape(-1)
+                third = np.asarray([weights.get(int(i), 1.0) for i in ids], "float32")
+            yield (images, labels) if third is None else (images, labels, third)
+
+    return batches(), {**arguments, "shuffle": False}
 
 
 @contextlib.contextmanager

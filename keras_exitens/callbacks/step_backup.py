@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from keras_exitens import _checks as checks
+from keras_exitens._backend import random_state, set_random_state
 from keras_exitens._inputs import replicas
 from keras_exitens._keras import callback_state, set_callback_state, skip_epochs
 from keras_exitens._types import Logs, Path
@@ -69,6 +70,7 @@ class StepBackup(keras.callbacks.Callback):
         self._saved = 0
         self._others: Any = None
         self._pending: Any = None  # facts and arrays that on_epoch_begin has still to put back
+        self._random: dict[str, Any] = {}  # numbers that on_train_batch_begin has still to put back
         self._skipped = 0  # steps of the present epoch that were done before it was resumed
         self._seen = 0  # steps of the present epoch done since
 
@@ -188,9 +190,15 @@ class StepBackup(keras.callbacks.Callback):
                 fix="fit(**splits.fit_arguments(epochs, start=backup.restore(distiller))), or the like: "
                 "x from that step on, initial_epoch and steps_per_epoch",
             )
+        self._random = {name: arrays[f"random {name}"] for name in facts.get("random", ())}
         if self._skipped and facts.get("metrics", True):
             for name, variable in _named("metric", self.model.metrics_variables).items():
                 variable.assign(arrays[name])
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        if self._random:  # only now: the loader of the data draws from PyTorch's numbers too
+            set_random_state(self._random)
+            self._random = {}
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.step += batch + 1 - self._seen
@@ -216,6 +224,11 @@ class StepBackup(keras.callbacks.Callback):
                 if isinstance(callback, keras.callbacks.CSVLogger):
                     callback.append = True
 
+    @property
+    def shortens(self) -> bool:
+        """Whether the epoch that is resumed will end before all its steps are done."""
+        return self._skipped > 0
+
     def left_of_epoch(self, steps: int) -> int | None:
         """How many of the steps of an epoch a resumed one still has; `None` where it is whole."""
         return steps - self._skipped if self._skipped else None
@@ -225,6 +238,8 @@ class StepBackup(keras.callbacks.Callback):
         named = {**variables, **_named("metric", self.model.metrics_variables)}
         # Every worker reads: a metric is the sum of all workers' parts.
         arrays = {name: keras.ops.convert_to_numpy(variable) for name, variable in named.items()}
+        states = random_state()
+        arrays |= {f"random {name}": state for name, state in states.items()}
         self._saved = self.step
         if not replicas.is_chief(replicas.of_model(self.model)):
             return
@@ -234,6 +249,7 @@ class StepBackup(keras.callbacks.Callback):
             "epoch_step": epoch_step,
             "stopped": self.stopped,
             "metrics": metrics,
+            "random": list(states),
             "variables": _described(variables),
             "callbacks": [
                 (type(callback).__name__, backup_file.packed(_state(callback), arrays), *_monitored(callback))

@@ -39,7 +39,10 @@ def functions(name, value):
     if not inspect.isclass(value):
         yield name, value
         return
-    for key, member in vars(value).items():
+    # Also what it inherits here: a backend's part of a class is a base of it.
+    bases = [base for base in reversed(value.__mro__) if base.__module__.startswith("keras_exitens")]
+    members = {key: member for base in [*bases, value] for key, member in vars(base).items()}
+    for key, member in members.items():
         if key in ("__init__", "__call__", "__len__", "__getitem__") or not key.startswith("_"):
             function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
             if inspect.isfunction(function) and function.__module__.startswith("keras_exitens"):

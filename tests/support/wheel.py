@@ -70,7 +70,17 @@ def try_out(wheel, folder):
     home = folder / "environment"
     venv.create(home, with_pip=True)
     python = home / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", wheel, cwd=folder)
+    run(
+        python,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "-c",
+        ROOT / "constraints.txt",
+        f"{wheel}[tensorflow]",
+        cwd=folder,
+    )
     place = folder / "elsewhere"
     place.mkdir()
     shutil.copy(ROOT / "tests" / "support" / "fresh_install.py", place)
