@@ -28,11 +28,11 @@ test-lowest:
 	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt test-fast
 
 # What holds on every backend of Keras, on JAX and on PyTorch; `test-fast` tries it on TensorFlow.
-# JAX compiles the same small networks in many tests: it keeps them.
+# JAX compiles much longer than these small networks run: it keeps what it compiled, and optimises little.
 test-backends: backends
 	KERAS_BACKEND=torch .venv-torch/bin/python -m pytest -n 2 tests/contract
 	KERAS_BACKEND=jax JAX_COMPILATION_CACHE_DIR=.venv-jax/compiled JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
-		.venv-jax/bin/python -m pytest -n 2 tests/contract
+		XLA_FLAGS=--xla_backend_optimization_level=0 .venv-jax/bin/python -m pytest -n 2 tests/contract
 
 backends: .venv-jax/.ready .venv-torch/.ready
 

@@ -1,4 +1,4 @@
-"""One of Keras's backends, timed in a process of its own; answers `backend_speed.py`, one JSON object a line."""
+"""One backend of Keras, timed in a process of its own; answers `backend_speed.py` in JSON, line by line."""
 
 import functools
 import json

@@ -1,5 +1,6 @@
 """Labelled images, however they are given: as arrays, or as a data set, generator or list of batches."""
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "labelled_batches",
     "no_data",
     "no_labels",
+    "number_of_batches",
     "raw_batches",
     "representative_images",
 ]
@@ -106,7 +108,7 @@ def image_batches(data: Data, batch_size: int) -> tuple[Iterator[Any], int | Non
         images = single(data)
         starts = range(0, len(images), batch_size)
         return (images[i : i + batch_size] for i in starts), len(starts)
-    number = data.num_batches if isinstance(data, keras.utils.PyDataset) else None
+    number = number_of_batches(data) if isinstance(data, keras.utils.PyDataset) else None
     return (single(keras.utils.unpack_x_y_sample_weight(batch)[0]) for batch in _batches(data)), number
 
 
@@ -177,7 +179,15 @@ def check_ends(data: Any) -> None:
 def _endless(data: Any) -> bool:
     if tf is not None and isinstance(data, tf.data.Dataset):
         return data.cardinality() == tf.data.INFINITE_CARDINALITY
-    return isinstance(data, keras.utils.PyDataset) and data.num_batches is None
+    return isinstance(data, keras.utils.PyDataset) and number_of_batches(data) is None
+
+
+def number_of_batches(data: keras.utils.PyDataset) -> int | None:
+    """How many batches a `PyDataset` has; `None` where it does not say, or never ends."""
+    try:
+        return data.num_batches
+    except NotImplementedError:
+        return None
 
 
 def no_data(data: Any) -> Exception:
@@ -201,7 +211,11 @@ def no_labels() -> Exception:
 
 
 def _batches(data: Any) -> Iterator[Any]:
-    yield from (data[i] for i in range(data.num_batches)) if isinstance(data, keras.utils.PyDataset) else data
+    if not isinstance(data, keras.utils.PyDataset):
+        yield from data
+        return
+    number = number_of_batches(data)
+    yield from (data[i] for i in (itertools.count() if number is None else range(number)))
 
 
 def _without_labels(batch: Any) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_exitens import _checks as checks
 from keras_exitens._backend import tf
+from keras_exitens._inputs.batches import number_of_batches
 from keras_exitens._inputs.labels import FRACTIONS, SUMS, check_labels
 from keras_exitens._inputs.replicas import EMPTY_REPLICA
 from keras_exitens._types import Logs
@@ -118,7 +119,8 @@ def resumable(x: Any, callbacks: Any, arguments: dict[str, Any]) -> tuple[Any, d
     weights = arguments.pop("class_weight", None)
 
     def batches() -> Iterator[Any]:
-        numbers = itertools.count() if x.num_batches is None else itertools.cycle(range(x.num_batches))
+        length = number_of_batches(x)
+        numbers = itertools.count() if length is None else itertools.cycle(range(length))
         for number in numbers:
             images, labels, third = keras.utils.unpack_x_y_sample_weight(x[number])
             if weights is not None and third is None:

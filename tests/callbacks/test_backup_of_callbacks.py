@@ -56,7 +56,16 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("at, every", [(8, 100), (8, 3), (14, 4)], ids=["epochs", "steps", "later"])
+WHEN = {"epochs": (8, 100), "steps": (8, 3), "later": (14, 4)}
+
+
+@pytest.mark.parametrize(
+    "at, every",
+    [
+        pytest.param(*when, id=name, marks=[pytest.mark.slow] * (name != "steps"))
+        for name, when in WHEN.items()
+    ],
+)
 @pytest.mark.parametrize("callback, came_to", CALLBACKS.values(), ids=CALLBACKS.keys())
 def test_callbacks_of_keras(callback, came_to, at, every, tmp_path):
     distiller, (right,) = whole(tmp_path, lambda: [callback()])
@@ -76,7 +85,7 @@ def test_every_callback_of_keras_is_known():
     assert kinds <= tested | below | nothing | base | {C.BackupAndRestore}
 
 
-@pytest.mark.parametrize("at", [8, 12, 16])
+@pytest.mark.parametrize("at", [8, *(pytest.param(at, marks=pytest.mark.slow) for at in (12, 16))])
 def test_checkpoints_fall_on_the_same_steps(at, tmp_path):
     saved = []
 

@@ -30,7 +30,7 @@ def test_two_devices_of_jax_make_the_update_of_one(tmp_path):
     settings = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(sys.path),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2",
     }
     found = []
     for devices in "12":

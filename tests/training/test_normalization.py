@@ -149,7 +149,7 @@ def batch():
 def test_the_distiller_trains_as_with_the_layers_of_keras(monkeypatch):
     ends = []
     for fuse in (with_fused_normalization, lambda model: model):
-        monkeypatch.setattr(distiller_module, "with_fused_normalization", fuse)
+        monkeypatch.setattr(distiller_module, "prepared", fuse)
         model = network()
         before = {v.path: v.numpy() for v in model.variables}
         distiller = kx.ExitEnsembleDistiller(model)
