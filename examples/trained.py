@@ -40,12 +40,12 @@ def train_backbone(splits, args, path):
     backbone.compile(
         optimizer(args.rate, args.epochs, splits), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
-    backbone.fit(**splits.fit_arguments(args.epochs), verbose=2)
+    backbone.fit(**splits.fit_arguments(args.epochs), validation_freq=args.epochs, verbose=2)
     backbone.save(path)
 
 
 def with_exits(way, path, splits, args):
-    """The network in the file with trained exits."""
+    """The network in the file with trained exits, as a distiller."""
     keras.utils.set_random_seed(args.seed)
     trainable, objective = WAYS[way]
     backbone = keras.models.load_model(path)
@@ -54,18 +54,21 @@ def with_exits(way, path, splits, args):
     distiller = kx.ExitEnsembleDistiller(model, objective())
     rate = args.rate / 10 if trainable else args.rate
     distiller.compile(optimizer(rate, args.exit_epochs, splits), metrics=["accuracy"])
-    distiller.fit(**splits.fit_arguments(args.exit_epochs), verbose=2)
-    return model
+    # Validated once: the validation part is as large for a small training part as for all of it.
+    arguments = splits.fit_arguments(args.exit_epochs)
+    distiller.fit(**arguments, validation_freq=args.exit_epochs, verbose=2)
+    return distiller
 
 
-def result(way, model, splits, drop):
+def result(way, distiller, splits, drop):
     """One row of the table: test accuracy at each exit, and of early exit within the budget."""
+    model = distiller.model
     records = kx.collect(model, splits.calibration, verbose=0)
-    tested = kx.collect(model, splits.test, verbose=0)
+    tested = distiller.evaluate(splits.test, verbose=0, return_dict=True)
     cost = kx.cost(model)
     policy = kx.calibrate(records, cost, max_accuracy_drop=drop)
     found = kx.EarlyExit(model, policy).benchmark(splits.test)
-    exits = " / ".join(f"{(z.argmax(-1) == tested.labels).mean():.1%}" for z in tested.logits)
+    exits = " / ".join(f"{tested[f'{name}_accuracy']:.1%}" for name in kx.exit_names(model))
     return (
         f"| {way} | {exits} | {found.accuracy:.1%} | {found.multiply_adds / cost.backbone:.0%} | "
         f"{found.full_seconds / found.seconds:.2f} |"
@@ -111,9 +114,9 @@ def main():
         train_backbone(splits, args, path)
     rows = []
     for way in args.ways:
-        model = with_exits(way, path, splits, args)
-        model.save(args.folder / f"{way}.keras")
-        rows.append(result(way, model, splits, args.drop))
+        distiller = with_exits(way, path, splits, args)
+        distiller.model.save(args.folder / f"{way}.keras")
+        rows.append(result(way, distiller, splits, args.drop))
     plain = keras.models.load_model(path)
     plain.compile(metrics=["accuracy"], loss="sparse_categorical_crossentropy")
     before = plain.evaluate(splits.test, verbose=0, return_dict=True)["accuracy"]
