@@ -12,6 +12,7 @@ import re
 # Script -> heading, in the order of the page. Scripts that are not there are left out.
 TITLES = {
     "training_speed": "Training step",
+    "backend_speed": "TensorFlow, JAX and PyTorch",
     "scaling": "Several devices",
     "kill_points": "Killed and resumed",
     "precision_accuracy": "Half precision",

@@ -13,6 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 DEVELOPMENT = {"dev", "docs"}  # what no user of the library needs
+OTHER_BACKENDS = {"jax", "torch"}  # in the place of TensorFlow
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 
@@ -55,7 +56,7 @@ def test_every_extra_that_an_error_names_is_there():
 
 def test_all_holds_every_extra_for_users():
     (everything,) = map(Requirement, EXTRAS["all"])
-    assert everything.extras == {*EXTRAS} - {"all", *DEVELOPMENT}
+    assert everything.extras == {*EXTRAS} - {"all", *DEVELOPMENT, *OTHER_BACKENDS}
 
 
 def commands_of(target):
