@@ -201,7 +201,7 @@ def test_collect_reads_every_form(model, records):
         assert (found.labels == LABELS[:rows]).all() and found.names == ("exit_1", "exit_2", "final")
     with pytest.raises(ValueError, match="no labels"):
         kx.collect(model, Batches(IMAGES), verbose=0)
-    with pytest.raises(ValueError, match="no data|at least one batch"):
+    with pytest.raises(ValueError, match=r"no data|at least one batch"):
         kx.collect(model, (batch for batch in ()), verbose=0)
 
 

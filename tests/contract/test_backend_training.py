@@ -212,3 +212,35 @@ def test_a_killed_training_goes_on_at_its_step(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
     assert again["loss"] == pytest.approx(history["loss"][1:], rel=1e-5)
     assert again["final_accuracy"] == pytest.approx(history["final_accuracy"][1:], rel=1e-5)
+
+
+class Endless(keras.utils.PyDataset):
+    """A user's batches from a step on, without end."""
+
+    def __init__(self, start):
+        super().__init__()
+        self.start, (self.images, self.labels) = start, data(160)
+
+    @property
+    def num_batches(self):
+        return None
+
+    def __getitem__(self, index):
+        rows = slice(*(32 * ((self.start + index) % 5 + i) for i in (0, 1)))
+        return self.images[rows], self.labels[rows]
+
+
+def test_an_epoch_of_a_users_data_set_is_resumed_in_the_middle_with_class_weights(tmp_path):
+    settings = {"steps_per_epoch": 5, "epochs": 2, "class_weight": {0: 2.0, 1: 0.5}, "verbose": 0}
+    keras.utils.set_random_seed(0)
+    whole = distiller()
+    whole.fit(Endless(0), **settings)
+    keras.utils.set_random_seed(0)
+    first, backup = distiller(), kx.callbacks.StepBackup(tmp_path / "backup", every=3)
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(Endless(0), callbacks=[backup, _Stop(4)], **settings)
+    second, backup = distiller(), kx.callbacks.StepBackup(tmp_path / "backup", every=3)
+    assert backup.restore(second) == 3
+    second.fit(Endless(3), callbacks=[backup], **settings)
+    for a, b in zip(weights(whole), weights(second), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
