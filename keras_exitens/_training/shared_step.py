@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_exitens._inputs.labels import standard_labels
 from keras_exitens._keras import loss_scale
-from keras_exitens._types import Tensor
+from keras_exitens._types import Data, Tensor
 
 __all__ = ["SharedStep"]
 
@@ -25,6 +26,11 @@ class SharedStep:
     _advance: Any
     _logs: Any
     _skipped: Any
+
+    def _unpacked(self, data: Data) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, labels in their one form, and sample weights or `None`, of a batch."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        return x, standard_labels(y, self.classes), sample_weight
 
     def _measured(self, x: Tensor, y: Tensor, sample_weight: Tensor) -> dict[str, Tensor]:
         """The logs of a batch that nothing is learned from."""

@@ -11,7 +11,6 @@ import jax
 import keras
 
 from keras_exitens import _checks as checks
-from keras_exitens._inputs.labels import standard_labels
 from keras_exitens._training.shared_step import SharedStep
 from keras_exitens._types import Data, Tensor
 
@@ -28,8 +27,7 @@ class Step(SharedStep):
     ) -> tuple[dict[str, Tensor], tuple[Arrays, Arrays, Arrays, Arrays]]:
         """One update of the weights from one batch `(x, y[, sample_weight])`."""
         trainable, others, optimizer, metrics = state
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
+        x, y, sample_weight = self._unpacked(data)
 
         def loss_of(trainable: Arrays) -> Any:
             known = [*self._values(trainable, others, metrics), *self._optimizer_values(optimizer)]
@@ -60,8 +58,7 @@ class Step(SharedStep):
     ) -> tuple[dict[str, Tensor], tuple[Arrays, Arrays, Arrays]]:
         """Loss and metrics of one batch; changes no weight, statistic or state."""
         trainable, others, metrics = state
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
+        x, y, sample_weight = self._unpacked(data)
         known = self._values(trainable, others, metrics)
         with keras.StatelessScope(known, collect_losses=True) as scope:
             logs = self._measured(x, y, sample_weight)

@@ -6,7 +6,6 @@ from keras import ops
 
 from keras_exitens import _checks as checks
 from keras_exitens._inputs import replicas
-from keras_exitens._inputs.labels import standard_labels
 from keras_exitens._keras import LocalSymbolicBuild
 from keras_exitens._training.shared_step import SharedStep
 from keras_exitens._types import Data, Tensor
@@ -19,8 +18,7 @@ class Step(LocalSymbolicBuild, SharedStep):
 
     def train_step(self, data: Data) -> dict[str, Tensor]:
         """One update of the weights from one batch `(x, y[, sample_weight])`."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
+        x, y, sample_weight = self._unpacked(data)
         with tf.GradientTape() as tape:
             outputs, features = self._run(x, training=True)
             loss, new_state = self._loss(outputs, features, y, sample_weight)
@@ -38,9 +36,7 @@ class Step(LocalSymbolicBuild, SharedStep):
 
     def test_step(self, data: Data) -> dict[str, Tensor]:
         """Loss and metrics of one batch; changes no weight, statistic or state."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
-        return self._measured(x, y, sample_weight)
+        return self._measured(*self._unpacked(data))
 
     def predict_step(self, data: Data) -> dict[str, Tensor]:
         """Logits of all exits and of the ensemble of one batch `(x[, y, sample_weight])`."""

@@ -1,10 +1,8 @@
 """Training step on PyTorch: forward, `backward`, update; all of it eager, unless Keras compiles it."""
 
-import keras
 import torch
 
 from keras_exitens import _checks as checks
-from keras_exitens._inputs.labels import standard_labels
 from keras_exitens._training.shared_step import SharedStep
 from keras_exitens._types import Data, Tensor
 
@@ -16,8 +14,7 @@ class Step(SharedStep):
 
     def train_step(self, data: Data) -> dict[str, Tensor]:
         """One update of the weights from one batch `(x, y[, sample_weight])`."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
+        x, y, sample_weight = self._unpacked(data)
         outputs, features = self._run(x, training=True)
         loss, new_state = self._loss(outputs, features, y, sample_weight)
         weights, scale = self.trainable_variables, self._loss_scale()
@@ -38,6 +35,4 @@ class Step(SharedStep):
 
     def test_step(self, data: Data) -> dict[str, Tensor]:
         """Loss and metrics of one batch; changes no weight, statistic or state."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        y = standard_labels(y, self.classes)
-        return self._measured(x, y, sample_weight)
+        return self._measured(*self._unpacked(data))
