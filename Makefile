@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast test-slow test-sweep test-lowest test-backends backends wheel-test lint format bench docs clean
+.PHONY: demo test test-fast test-slow test-sweep test-lowest test-backends test-serving backends wheel-test lint format bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -14,10 +14,10 @@ demo: $(READY)
 test: lint test-fast
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sweep"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sweep and not serving"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "slow and not serving"
 
 # What fast tests try on a few networks, on all that there are: before a release, and after a change of the graph.
 test-sweep: $(READY)
@@ -42,6 +42,17 @@ backends: .venv-jax/.ready .venv-torch/.ready
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt --upgrade pip setuptools wheel
 	.venv-$*/bin/python -m pip install --quiet -c constraints.txt --no-build-isolation -e '.[$*,tuner]' \
 		scikit-learn matplotlib pytest pytest-xdist
+	touch $@
+
+# Ray Serve and Triton Inference Server themselves, one after the other: they share two cores with their clients.
+test-serving: $(READY) .venv-triton/.ready
+	$(BIN)/python -m pytest -m serving
+
+# Triton's server is in a wheel for Python programs; it wants an older NumPy.
+.venv-triton/.ready: Makefile
+	test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	.venv-triton/bin/python -m pip install --quiet --upgrade pip
+	.venv-triton/bin/python -m pip install --quiet "nvidia-pytriton==0.7.0" "numpy<2" "onnxruntime>=1.20"
 	touch $@
 
 # Builds sdist and wheel into dist/, and tries the wheel, without extras, in an environment made for that.
@@ -79,4 +90,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-jax .venv-torch build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest .venv-jax .venv-torch .venv-triton build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

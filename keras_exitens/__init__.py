@@ -14,11 +14,13 @@ from keras_exitens import objectives as objectives
 from keras_exitens import optimizers as optimizers
 from keras_exitens import policies as policies
 from keras_exitens import runtime as runtime
+from keras_exitens import serving as serving
 from keras_exitens import stages as stages
 from keras_exitens._attach.add_exits import add_exits as add_exits
 from keras_exitens._attach.add_exits import strip_exits as strip_exits
 from keras_exitens._calibration.calibrate import calibrate as calibrate
 from keras_exitens._calibration.collect import collect as collect
+from keras_exitens._calibration.drift import DriftMonitor as DriftMonitor
 from keras_exitens._calibration.records import ExitRecords as ExitRecords
 from keras_exitens._inference.early_exit import EarlyExit as EarlyExit
 from keras_exitens._network.costs import ExitCost as ExitCost

@@ -1,19 +1,22 @@
 """The one place that touches what Keras, and TensorFlow, keep private.
 
-Each touch says why nothing public serves. All were read in the sources of Keras 3.13.2 and 3.15.1, and of
-TensorFlow 2.21.0; a new version of either is checked against this file. A test fails when another file
-touches something private.
+Each touch says why nothing public serves. All were read in the sources of Keras 3.13.0 and 3.15.1, and
+of TensorFlow 2.20.0 and 2.21.0; a new version of either is checked against this file. A test fails when
+another file touches something private.
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import keras
 from keras import tree
 
 __all__ = [
+    "ACTIVITY_IS_A_MEAN",
     "LocalSymbolicBuild",
     "OperationCall",
+    "activity_loss",
     "averaged_function",
     "callback_state",
     "call_that_made",
@@ -123,6 +126,17 @@ def seen_as(layer: keras.layers.Layer, kind: type[keras.layers.Layer], name: str
     view = object.__new__(kind)
     vars(view).update(vars(layer), name=name, _inbound_nodes=[], _outbound_nodes=[])
     return view
+
+
+def activity_loss(layer: keras.layers.Layer, outputs: Any) -> Any:
+    """What a layer's activity regulariser adds: the mean over the rows, before Keras 3.14.1 the sum."""
+    loss = layer.activity_regularizer(outputs)
+    if ACTIVITY_IS_A_MEAN:
+        loss = loss / keras.ops.cast(keras.ops.shape(outputs)[0], loss.dtype)
+    return loss
+
+
+ACTIVITY_IS_A_MEAN = tuple(int(part) for part in re.findall(r"\d+", keras.version())[:3]) >= (3, 14, 1)
 
 
 # Metrics: `keras/src/metrics/`.

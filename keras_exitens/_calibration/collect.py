@@ -136,6 +136,6 @@ def _predict(recorder: _Recorder, data: Data, verbose: str | int) -> dict[str, A
     if data is not None:
         try:
             return recorder.predict(data, verbose=verbose)
-        except UnboundLocalError:  # how Keras's `predict` fails on data without a batch
-            pass
+        except (UnboundLocalError, IndexError) as cause:  # how Keras fails on data without a batch
+            raise no_data(data) from cause
     raise no_data(data)

@@ -1,4 +1,4 @@
-"""Early exit for a server or a device: a SavedModel, or one LiteRT or ONNX file a stage with a manifest."""
+"""Early exit for a server or a device: a SavedModel, or a LiteRT or ONNX file a stage, for Triton too."""
 
 import contextlib
 import dataclasses
@@ -20,6 +20,7 @@ from keras_exitens._export import agreement
 from keras_exitens._export.conversion import to_litert, to_onnx
 from keras_exitens._export.manifest import KINDS, Manifest, described, manifest_of
 from keras_exitens._export.precision import in_float32
+from keras_exitens._export.triton import repository
 from keras_exitens._inputs.batches import representative_images
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._stages.split import Stage, split
@@ -27,23 +28,29 @@ from keras_exitens._types import Data, Path
 
 __all__ = ["FORMATS", "export"]
 
-FORMATS = ("tf_saved_model", "litert", "onnx")
-_ENGINES = {"litert": "ai_edge_litert.interpreter", "onnx": "onnxruntime"}
+FORMATS = ("tf_saved_model", "litert", "onnx", "triton")
+_ENGINES = {"litert": "ai_edge_litert.interpreter", "onnx": "onnxruntime", "triton": "onnxruntime"}
 
 
 def export(
     early: keras.Model,
     path: Path,
-    format: Literal["tf_saved_model", "litert", "onnx"] = "tf_saved_model",
+    format: Literal["tf_saved_model", "litert", "onnx", "triton"] = "tf_saved_model",
     *,
     labels: Sequence[str] | None = None,
     quantize: Literal["int8", "float16"] | None = None,
     representative_data: Data = None,
     verify: bool = True,
+    backend: Literal["onnxruntime", "python"] | None = None,
 ) -> Manifest:
     """See `EarlyExit.export`."""
     checks.one_of("format", format, FORMATS)
     _check_options(early, format, labels, quantize, representative_data)
+    chosen: str | None = None
+    if format == "triton":
+        chosen = checks.one_of("backend", str(backend or repository.BACKENDS[0]), repository.BACKENDS)
+    elif backend is not None:
+        raise _does_not_go("`backend` with 'triton'", f"format={format!r}, backend={backend!r}")
     runs = (verify and quantize is None) or representative_data is not None
     if runs and format in _ENGINES:  # the stages are run once written: what that needs is asked for first
         checks.optional_import(_ENGINES[format], "export")
@@ -56,12 +63,17 @@ def export(
             _write_saved_model(early, folder)
             manifest.write(folder)
         else:
-            manifest = _export_stages(early, folder, manifest, images, verify and quantize is None)
+            manifest = _export_stages(early, folder, manifest, images, verify and quantize is None, chosen)
     return manifest
 
 
 def _export_stages(
-    early: keras.Model, folder: pathlib.Path, manifest: Manifest, images: np.ndarray | None, verify: bool
+    early: keras.Model,
+    folder: pathlib.Path,
+    manifest: Manifest,
+    images: np.ndarray | None,
+    verify: bool,
+    backend: str | None,
 ) -> Manifest:
     """Writes the stages and the runtime, and compares them with the model."""
     model = in_float32(early.model)
@@ -69,14 +81,22 @@ def _export_stages(
     # What the first stage takes: float32 where the model itself takes half precision.
     taken = described("images", model.inputs[0])
     manifest = dataclasses.replace(manifest, input=taken, stages=tuple(stages))
-    _write_runtime(folder / runtime.PACKAGE)
-    manifest.write(folder)
+    places = [folder]  # of the manifest
+    if backend is not None:
+        for stage in stages:
+            repository.write_stage(folder, stage, backend)
+        places.append(repository.write_router(folder, manifest))
+    # Triton takes each folder at the top for a model, and may copy that of the router elsewhere.
+    _write_runtime(places[-1] / runtime.PACKAGE)
+    for place in places:
+        manifest.write(place)
     if verify:
         agreement.verify(runtime.load(folder), model, early.policy)
     if images is not None:
         found = agreement.measure(runtime.load(folder), early.model, early.policy, images)
         manifest = dataclasses.replace(manifest, agreement=found)
-        manifest.write(folder)
+        for place in places:
+            manifest.write(place)
     return manifest
 
 
@@ -97,12 +117,10 @@ def _check_options(
     if quantize is not None:
         checks.one_of("quantize", quantize, ("int8", "float16"))
     if (format == "tf_saved_model" and representative_data is not None) or (format != "litert" and quantize):
-        raise checks.error(
-            "An argument does not go with this format.",
-            expected="`quantize` with 'litert', `representative_data` with 'litert' or 'onnx'",
-            received=f"format={format!r}, quantize={quantize!r}"
+        raise _does_not_go(
+            "`quantize` with 'litert', `representative_data` with 'litert', 'onnx' or 'triton'",
+            f"format={format!r}, quantize={quantize!r}"
             + (", representative_data" if representative_data is not None else ""),
-            fix="leave it out, or use format='litert'",
         )
     if quantize == "int8" and representative_data is None:
         raise checks.error(
@@ -118,6 +136,15 @@ def _check_options(
             received=repr(early.policy),
             fix="use format='tf_saved_model', which takes policies of one's own",
         )
+
+
+def _does_not_go(expected: str, received: str) -> Exception:
+    return checks.error(
+        "An argument does not go with this format.",
+        expected=expected,
+        received=received,
+        fix="leave it out, or use the format that it belongs to",
+    )
 
 
 @contextlib.contextmanager
@@ -198,8 +225,12 @@ def _write_stages(
     chain = split(model, [exits[i] for i in early.policy.enabled_exits(len(exits))])
     files = []
     for k, stage in enumerate(chain):
-        path = folder / f"stage_{k + 1}.{'tflite' if format == 'litert' else 'onnx'}"
-        if format == "onnx":
+        file = f"stage_{k + 1}.{'tflite' if format == 'litert' else 'onnx'}"
+        if format == "triton":
+            file = repository.stage_file(early.model.name, stage.exit)
+        path = folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if format in ("onnx", "triton"):
             to_onnx(stage, path)
         else:
             to_litert(stage, path, quantize, _examples(chain[: k + 1], images))
@@ -207,12 +238,13 @@ def _write_stages(
         files.append(
             {
                 "exit": stage.exit,
-                "file": path.name,
+                "file": file,
                 "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "inputs": [described(name, t) for name, t in stage.model.input.items()],
                 "outputs": [described(name, t) for name, t in stage.model.output.items()],
                 "carried": list(stage.carried),
+                **({"triton_model": path.parts[-3]} if format == "triton" else {}),
             }
         )
     return files

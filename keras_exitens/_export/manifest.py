@@ -23,6 +23,7 @@ PACKAGES = {
     "tf_saved_model": (),
     "litert": ("ai-edge-litert",),
     "onnx": ("onnx", "onnxruntime", "tf2onnx"),
+    "triton": ("onnx", "onnxruntime", "tf2onnx"),
 }
 
 
@@ -33,7 +34,7 @@ class Manifest(Report):
     Attributes:
         made_by: `"keras_exitens"`.
         schema: int, of this list.
-        format: `"tf_saved_model"`, `"litert"` or `"onnx"`.
+        format: `"tf_saved_model"`, `"litert"`, `"onnx"` or `"triton"`.
         model: name of the multi-exit model.
         input: dict, the `name`, `shape` and `dtype` of the images.
         classes: int.
@@ -44,7 +45,7 @@ class Manifest(Report):
         agreement: an `Agreement` with the model on the representative data, or `None` without these.
         versions: dict from package to version, of what wrote the export.
         stages: a dict for each file: its `exit`, `file`, `bytes`, `sha256`, `inputs`, `outputs`, `carried`;
-            `None` for a SavedModel.
+            for Triton also its `triton_model`. `None` for a SavedModel.
     """
 
     made_by: str

@@ -142,7 +142,8 @@ def _grouped_query_attention(call: Call) -> int:
     wide, narrow = (heads * layer.head_dim for heads in (layer.num_query_heads, layer.num_key_value_heads))
     scores = positions * key[-2] * layer.num_query_heads
     biases = positions * (wide + query[-1]) + (math.prod(key[:-1]) + math.prod(value[:-1])) * narrow
-    gate = positions * wide * (3 if layer.use_bias else 2) if layer.use_gate else 0
+    gated = getattr(layer, "use_gate", False)  # since Keras 3.14
+    gate = positions * wide * (3 if layer.use_bias else 2) if gated else 0
     return positions * wide + 3 * scores + (biases if layer.use_bias else 0) + gate
 
 

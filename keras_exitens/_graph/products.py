@@ -157,7 +157,7 @@ def _grouped_query_attention(call: Call) -> int:
     layer = call.operation
     query, key, value = _query_key_value(call)
     wide, narrow = (heads * layer.head_dim for heads in (layer.num_query_heads, layer.num_key_value_heads))
-    gates = math.prod(query) * wide if layer.use_gate else 0
+    gates = math.prod(query) * wide if getattr(layer, "use_gate", False) else 0  # since Keras 3.14
     projected = 2 * math.prod(query) * wide + gates + (math.prod(key) + math.prod(value)) * narrow
     return projected + math.prod(query[:-1]) * key[-2] * 2 * wide
 

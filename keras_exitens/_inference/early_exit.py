@@ -186,12 +186,13 @@ class EarlyExit(Runner, keras.Model):
     def export(
         self,
         filepath: Path,
-        format: Literal["tf_saved_model", "litert", "onnx"] = "tf_saved_model",
+        format: Literal["tf_saved_model", "litert", "onnx", "triton"] = "tf_saved_model",
         *,
         labels: Sequence[str] | None = None,
         quantize: Literal["int8", "float16"] | None = None,
         representative_data: Data = None,
         verify: bool = True,
+        backend: Literal["onnxruntime", "python"] | None = None,
     ) -> Manifest:
         """Writes a folder from which early exit runs without this library.
 
@@ -200,7 +201,9 @@ class EarlyExit(Runner, keras.Model):
           `with_thresholds` (`images`, `thresholds`, float32 `(K - 1,)`), by which a server trades accuracy
           for load. They give `logits`, `exit` and `score`.
         - `"litert"`, `"onnx"`: one model a stage, and a package `exitens_runtime` that routes with NumPy and
-          LiteRT or ONNX Runtime alone: see `keras_exitens.runtime`.
+          LiteRT or ONNX Runtime alone: see `keras_exitens.runtime`, and `serving.ray_app` for Ray Serve.
+        - `"triton"`: a model repository for Triton Inference Server: an ONNX model a stage, each with batches
+          of its own, and a router, the model that clients ask, which has the name of `early.model`.
 
         `exits.json` in the folder says what is in it. The folder appears when all of it is written; an export
         that was there before is replaced. Models in half precision run in float32 in LiteRT and ONNX Runtime.
@@ -208,7 +211,7 @@ class EarlyExit(Runner, keras.Model):
         Args:
             filepath: str or path, the folder. For TensorFlow Serving it ends in a version number:
                 `"name/1"`.
-            format: `"tf_saved_model"` (default), `"litert"` or `"onnx"`.
+            format: `"tf_saved_model"` (default), `"litert"`, `"onnx"` or `"triton"`.
             labels: names of the classes, in order; for whoever reads the manifest.
             quantize: for LiteRT, `"float16"` (files of half the size) or `"int8"` (a quarter, and faster on
                 devices with integer units).
@@ -218,6 +221,8 @@ class EarlyExit(Runner, keras.Model):
                 images that the ranges were read from are flattering.
             verify: bool. Whether the stages are run beside the model on two random images before the folder
                 appears; needs the runtime of the format, and is done without quantisation alone.
+            backend: for Triton, what runs the stages: `"onnxruntime"` (default), Triton's own backend, or
+                `"python"`, where a server has the Python backend alone, with `onnxruntime` installed.
 
         Returns:
             A `Manifest`, what `exits.json` says. Its `agreement` says, with representative data, how the
@@ -245,6 +250,7 @@ class EarlyExit(Runner, keras.Model):
             quantize=quantize,
             representative_data=representative_data,
             verify=verify,
+            backend=backend,
         )
 
     def train_step(self, data: Data) -> NoReturn:

@@ -10,6 +10,7 @@ from keras_exitens._graph.calls import Call
 from keras_exitens._graph.counting import COMPOSITES, NotKnown, Operations, count_call
 from keras_exitens._graph.dag import Shape
 from keras_exitens._graph.elementwise import activation_operations
+from keras_exitens._keras import activity_loss
 from keras_exitens._types import Tensor
 
 __all__ = ["ExitLogits", "data_format_of"]
@@ -45,9 +46,8 @@ class ExitLogits(layers.Layer):
     def call(self, inputs: Tensor) -> Tensor:
         scores = _without_activation(self.classifier)(inputs)
         if self.classifier.activity_regularizer is not None:
-            # Of what the classifier gives to everybody else, as Keras counts it: the mean over the rows.
-            loss = self.classifier.activity_regularizer(self.classifier.activation(scores))
-            self.add_loss(loss / keras.ops.cast(keras.ops.shape(scores)[0], loss.dtype))
+            # Of what the classifier gives to everybody else, as Keras counts it.
+            self.add_loss(activity_loss(self.classifier, self.classifier.activation(scores)))
         logits = keras.ops.cast(scores, "float32")
         if len(logits.shape) == 4:
             axes = (2, 3) if data_format_of(self.classifier) == "channels_first" else (1, 2)

@@ -147,6 +147,10 @@ def _piece(entering: Named, steps: Iterable[Step], leaving: Named, name: str) ->
     inputs = {key: keras.Input(t.shape[1:], dtype=t.dtype, name=key) for key, t in entering}
     values = {id(t): inputs[key] for key, t in entering}
     call_again(steps, values)
+    for key, t in leaving:
+        if any(values[id(t)] is entered for entered in inputs.values()):
+            # What only passes through: before Keras 3.14 a model has to use each of its inputs.
+            values[id(t)] = keras.layers.Identity(name=f"{key}_passed")(values[id(t)])
     return keras.Model(inputs, {key: values[id(t)] for key, t in leaving}, name=name)
 
 

@@ -75,7 +75,7 @@ def can_fuse(step: Step) -> bool:
         and layer.compute_dtype in _DTYPES
         and layer.variable_dtype == "float32"
         and not layer.synchronized
-        and not layer.renorm
+        and not getattr(layer, "renorm", False)  # since Keras 3.14
         and layer.activity_regularizer is None
     )
 

@@ -15,7 +15,20 @@ network.predict(images)  # {"logits", "exit", "score"}
 """
 
 # Relative, as everything in this folder: it stands in the copy too.
+from .drift import DriftReport, Monitor
 from .manifest import MANIFEST, PACKAGE, SCHEMA, read_manifest
 from .network import Runtime, Stage, load
+from .rows import Rows
 
-__all__ = ["MANIFEST", "PACKAGE", "SCHEMA", "Runtime", "Stage", "load", "read_manifest"]
+__all__ = [
+    "MANIFEST",
+    "PACKAGE",
+    "SCHEMA",
+    "DriftReport",
+    "Monitor",
+    "Rows",
+    "Runtime",
+    "Stage",
+    "load",
+    "read_manifest",
+]

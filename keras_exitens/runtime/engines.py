@@ -43,6 +43,7 @@ def _onnx(path: pathlib.Path, threads: int) -> Run:
 ENGINES: dict[str, Callable[[pathlib.Path, int], Run]] = {
     "litert": _litert,
     "onnx": _onnx,
+    "triton": _onnx,
 }
 
 

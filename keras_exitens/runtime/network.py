@@ -11,6 +11,7 @@ from .. import _checks as checks
 from .. import _scores as scores
 from .engines import ENGINES, Run
 from .manifest import MANIFEST, check_file, read_manifest
+from .rows import Rows
 
 __all__ = ["Runtime", "Stage", "load"]
 
@@ -88,50 +89,100 @@ class Runtime:
         Raises:
             ValueError: images, batch size or thresholds that do not belong to this network.
         """
-        images = self._checked(images)
+        every = self.start(images)
+        rows = len(every.finite)
         batch_size = int(checks.number("batch_size", 32 if batch_size is None else batch_size, low=1))
-        if thresholds is None:
-            thresholds = self._thresholds
-        else:
-            thresholds = _thresholds(thresholds, len(self.exit_names))
+        if thresholds is not None:
+            thresholds = self.thresholds(thresholds)
         result = {
-            "logits": np.zeros((len(images), self._classes), "float32"),
-            "exit": np.zeros(len(images), "int32"),
-            "score": np.zeros(len(images), "float32"),
+            "logits": np.zeros((rows, self._classes), "float32"),
+            "exit": np.zeros(rows, "int32"),
+            "score": np.zeros(rows, "float32"),
         }
-        for start in range(0, len(images), batch_size):
-            rows = slice(start, start + batch_size)
-            self._route(images[rows], thresholds, {key: value[rows] for key, value in result.items()})
+        for first in range(0, rows, batch_size):
+            here = np.arange(first, min(first + batch_size, rows))
+            batch = every.take(slice(first, first + batch_size))
+            for number in range(len(self.stages)):
+                found, going_on, batch = self.advance(number, batch, thresholds)
+                for key, value in found.items():
+                    result[key][here] = value
+                here = here[going_on]
+                if not len(here):
+                    break
         return result
 
-    def _route(self, images: np.ndarray, thresholds: np.ndarray, result: dict[str, np.ndarray]) -> None:
-        """Runs the stages on one batch and writes into the arrays of `result`."""
-        rows = np.arange(len(images))  # of the batch, those that are still on their way
-        values = dict.fromkeys(self.stages[0].inputs, images)
+    def thresholds(self, value: float | Sequence[float] | np.ndarray) -> np.ndarray:
+        """A threshold, or one for each early exit, as `advance` takes them: float32 `(exits - 1,)`.
+
+        Raises:
+            ValueError: another number of thresholds, or one that is NaN.
+        """
+        return _thresholds(value, len(self.exit_names))
+
+    def start(self, images: np.ndarray) -> Rows:
+        """Images as the first stage takes them, for a routing of one's own by `advance`.
+
+        Raises:
+            ValueError: as `predict`.
+        """
+        images = self._checked(images)
         finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
-        state = None
-        for count, stage in enumerate(self.stages, start=1):
-            made = stage.run({name: values[name] for name in stage.inputs})
-            with np.errstate(invalid="ignore", over="ignore"):  # logits that are not finite: the score is NaN
-                logits, score, state = scores.observe(
-                    self._scored,
-                    made["logits"],
-                    self._temperatures[stage.index],
-                    count if self._ensemble else None,
-                    state,
-                )
-            score = np.where(finite, score, np.float32("nan"))
-            result["logits"][rows], result["exit"][rows], result["score"][rows] = logits, stage.index, score
-            if count == len(self.stages):
-                return
-            going_on = scores.goes_on(np, score, thresholds[stage.index])
-            if not going_on.any():
-                return
-            values = scores.handed_on(values, made, stage.carried)
-            if not going_on.all():
-                rows, finite = rows[going_on], finite[going_on]
-                values = {name: value[going_on] for name, value in values.items()}
-                state = {name: value[going_on] for name, value in state.items()}
+        return Rows(dict.fromkeys(self.stages[0].inputs, images), finite, {})
+
+    def advance(
+        self, number: int, rows: Rows, thresholds: np.ndarray | None = None
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, Rows]:
+        """Runs one stage.
+
+        Args:
+            number: int, which of `stages`, 0 for the first.
+            rows: at least one, as `start` gave them, or what `advance` of the stage before gave for those
+                that go on.
+            thresholds: float32 `(exits - 1,)`, or `(exits - 1, rows)` where each row has its own; those of
+                the export by default.
+
+        Returns:
+            `(result, going_on, rest)`: what `predict` gives, for rows that leave here; a mask `(rows,)` of
+            those that go on, none after the last stage; and these as `Rows` for the next stage.
+        """
+        stage = self.stages[number]
+        made = stage.run({name: rows.values[name] for name in stage.inputs})
+        return self.observe(number, rows, made, thresholds)
+
+    def observe(
+        self,
+        number: int,
+        rows: Rows,
+        made: dict[str, np.ndarray],
+        thresholds: np.ndarray | None = None,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, Rows]:
+        """`advance`, for a stage that was run elsewhere.
+
+        Args:
+            number, rows, thresholds: as in `advance`.
+            made: dict of arrays, what the stage made of the values of `rows`, `"logits"` among them.
+        """
+        stage = self.stages[number]
+        with np.errstate(invalid="ignore", over="ignore"):  # logits that are not finite: the score is NaN
+            logits, score, state = scores.observe(
+                self._scored,
+                made["logits"],
+                self._temperatures[stage.index],
+                number + 1 if self._ensemble else None,
+                rows.state,
+            )
+        score = np.where(rows.finite, score, np.float32("nan"))
+        result = {
+            "logits": np.asarray(logits, "float32"),
+            "exit": np.full(len(score), stage.index, "int32"),
+            "score": np.asarray(score, "float32"),
+        }
+        if number == len(self.stages) - 1:
+            return result, np.zeros(len(score), bool), rows.take(slice(0))
+        thresholds = self._thresholds if thresholds is None else thresholds
+        going_on = scores.goes_on(np, score, thresholds[stage.index])
+        rest = Rows(scores.handed_on(rows.values, made, stage.carried), rows.finite, state)
+        return result, going_on, rest if going_on.all() else rest.take(going_on)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
@@ -151,12 +202,16 @@ class Runtime:
         return np.ascontiguousarray(images, self._image_dtype)
 
 
-def load(folder: str | os.PathLike[str], threads: int | None = None) -> Runtime:
+def load(
+    folder: str | os.PathLike[str], threads: int | None = None, stages: Sequence[int] | None = None
+) -> Runtime:
     """Loads what `EarlyExit.export` wrote with `format="litert"` or `format="onnx"`.
 
     Args:
         folder: str or path.
         threads: int, how many threads the stages run on; by default one a core.
+        stages: which stages to load, 0 for the first; all by default. Where each has a process of its own,
+            it need not hold the others, and `advance` alone can be used.
 
     Returns:
         A `Runtime`. It holds buffers of its own: give each thread of a server one.
@@ -177,9 +232,14 @@ def load(folder: str | os.PathLike[str], threads: int | None = None) -> Runtime:
             fix="load a SavedModel with tf.saved_model.load or TensorFlow Serving",
         )
     try:
-        for stage in manifest["stages"]:
-            check_file(folder / stage["file"], stage)
-        runners = [engine(folder / stage["file"], int(threads)) for stage in manifest["stages"]]
+        runners = []
+        for number, stage in enumerate(manifest["stages"]):
+            file = folder / stage["file"]
+            if stages is None or number in stages:
+                check_file(file, stage)
+                runners.append(engine(file, int(threads)))
+            else:
+                runners.append(_not_loaded)
         return Runtime(manifest, runners)
     except (KeyError, TypeError, IndexError) as cause:
         raise checks.error(
@@ -188,6 +248,16 @@ def load(folder: str | os.PathLike[str], threads: int | None = None) -> Runtime:
             received=f"{type(cause).__name__}: {cause}",
             fix="export the network again, or copy the whole folder",
         ) from cause
+
+
+def _not_loaded(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    raise checks.error(
+        "This stage was not loaded.",
+        expected="one of those that `load` was asked for",
+        received=f"what it takes: {', '.join(values)}",
+        fix="load(folder), which loads all stages",
+        kind=RuntimeError,
+    )
 
 
 def _scored(kind: str) -> scores.Scored:

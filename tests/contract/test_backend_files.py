@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import saved
 from contracts import BACKEND, data
+from harness import needs_keras
 
 EVERYTHING = """
 import sys, numpy as np, keras, keras_exitens as kx
@@ -24,6 +25,7 @@ print("tensorflow" in sys.modules)
 """
 
 
+@needs_keras("3.15")  # by which they were written
 @pytest.mark.parametrize("origin", saved.BACKENDS)
 def test_what_one_backend_saved_says_the_same_here(origin):
     early = keras.saving.load_model(saved.FOLDER / f"{origin}.keras")

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from harness import CLASSES, classify, conv, plain
 from keras import layers
+from packaging.version import Version
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
 import keras_exitens as kx
@@ -106,12 +107,13 @@ def test_grouped_convolutions():
     assert kx.cost(model).backbone == in_tensorflow(model)
 
 
+GATE = {"use_gate": True} if Version(keras.version()) >= Version("3.14") else {}
 ATTENTION = {
     "MultiHeadAttention": lambda x: layers.MultiHeadAttention(2, 5, value_dim=3)(x, x),
     "MultiHeadAttention over the rows of a map": lambda x: layers.Reshape((64, 8))(
         layers.MultiHeadAttention(2, 5, attention_axes=(2,))(*[layers.Reshape((8, 8, 8))(x)] * 2)
     ),
-    "GroupQueryAttention": lambda x: layers.GroupQueryAttention(4, 4, 2, use_gate=True)(x, x),
+    "GroupQueryAttention": lambda x: layers.GroupQueryAttention(4, 4, 2, **GATE)(x, x),
     "Attention": lambda x: layers.Attention()([x, x]),
     "Dot": lambda x: layers.Dot(axes=(2, 2))([x, x]),
     "matmul": lambda x: x @ keras.ops.transpose(x, (0, 2, 1)),

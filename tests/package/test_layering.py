@@ -18,7 +18,7 @@ FLOORS = [
     ["_graph", "_inputs", "runtime", "objectives", "policies", "optimizers", "applications", "data"],
     ["_network"],
     ["_attach", "_training", "_calibration", "_stages", "layers"],
-    ["_export", "_reports", "tuner", "stages"],
+    ["_export", "_reports", "serving", "tuner", "stages"],
     ["_inference", "callbacks"],
     ["__init__"],
 ]

@@ -4,13 +4,20 @@ import gc
 
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
+from packaging.version import Version
 
 CLASSES = 5
 
 # The objects of TensorFlow's modules live for ever: the garbage collector need not walk them in every test.
 gc.collect()
 gc.freeze()
+
+
+def needs_keras(version):
+    """A mark for what older versions of Keras do not have, or get wrong themselves."""
+    return pytest.mark.skipif(Version(keras.version()) < Version(version), reason=f"Keras {version}")
 
 
 def images(model, count=4, seed=0, size=16):

@@ -1,0 +1,38 @@
+"""`Rows`: images on their way from one stage to the next."""
+
+import typing
+from collections.abc import Sequence
+
+import numpy as np
+
+__all__ = ["Rows"]
+
+
+class Rows(typing.NamedTuple):
+    """What is known of some images between two stages, one entry a row in every array.
+
+    Attributes:
+        values: dict from name to array, what the stages made and a later one needs.
+        finite: bool `(rows,)`, which images have finite pixels alone.
+        state: dict from name to array, what the policy remembers of the exits before.
+    """
+
+    values: dict[str, np.ndarray]
+    finite: np.ndarray
+    state: dict[str, np.ndarray]
+
+    def take(self, chosen: np.ndarray | slice) -> "Rows":
+        """The rows that a mask, indices or a slice choose."""
+        values, state = ({k: v[chosen] for k, v in part.items()} for part in (self.values, self.state))
+        return Rows(values, self.finite[chosen], state)
+
+    @staticmethod
+    def joined(groups: Sequence["Rows"]) -> "Rows":
+        """Rows of several requests as one batch, in their order."""
+        if len(groups) == 1:
+            return groups[0]
+        values, state = (
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            for parts in ([g.values for g in groups], [g.state for g in groups])
+        )
+        return Rows(values, np.concatenate([g.finite for g in groups]), state)

@@ -1,0 +1,335 @@
+"""What runs in the processes of Ray Serve: the stages, the router before them, and who watches for drift.
+
+Ray gets these classes by value: a replica needs Ray, NumPy and LiteRT or ONNX Runtime, and takes the rest
+from the exported folder, which holds the package `exitens_runtime`. Nothing here imports this library,
+therefore.
+"""
+
+import asyncio
+import importlib
+import io
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import ray
+from fastapi import FastAPI, Request, Response
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.util import metrics
+
+http = FastAPI(title="keras-exitens")
+# What a call raises whose replica died or cannot be reached: to ask another one changes nothing but the time.
+GONE = (ray.exceptions.RayActorError, DeploymentUnavailableError)
+BUSY = (BackPressureError,)
+ATTEMPTS, PAUSE = 4, 0.25  # seconds, doubled each time
+NPY, NPZ = "application/x-npy", "application/x-npz"
+Arrays: TypeAlias = dict[str, np.ndarray]
+
+
+def runtime_of(folder: str) -> Any:
+    """The package in an export."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return importlib.import_module("exitens_runtime")
+
+
+async def asked(handle: Any, *arguments: Any) -> Any:
+    """The answer of a deployment; one whose replica died meanwhile is asked again: a stage has no memory."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return await handle.remote(*arguments)
+        except GONE:
+            if attempt == ATTEMPTS - 1:
+                raise
+            await asyncio.sleep(PAUSE * 2**attempt)
+
+
+def written(result: Arrays, chosen: np.ndarray, later: Arrays) -> Arrays:
+    """`result` with the rows `chosen` replaced by those of `later`."""
+    for key, value in later.items():
+        result[key] = result[key].copy()
+        result[key][chosen] = value
+    return result
+
+
+class Stage:
+    """One stage of the network, or several in one process; asks the next deployment for rows that go on.
+
+    Args:
+        folder: str, the export.
+        numbers: the stages that run here, one after the other, 0 for the first.
+        following: handle of the next deployment, `None` after the last.
+        max_batch_size: int, rows.
+        batch_wait_timeout_s: float.
+        threads: int or `None`.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        numbers: Sequence[int],
+        following: Any,
+        max_batch_size: int,
+        batch_wait_timeout_s: float,
+        threads: int | None,
+    ) -> None:
+        self._network = runtime_of(folder).load(folder, threads, numbers)
+        self._numbers, self._next = numbers, following
+        self._counts = {"batches": 0, "rows": 0, "seconds": 0.0}
+        self._batch.set_max_batch_size(max_batch_size)
+        self._batch.set_batch_wait_timeout_s(batch_wait_timeout_s)
+        name = self._network.exit_names[self._network.stages[numbers[-1]].index]
+        self._rows = metrics.Histogram(
+            "exitens_batch_rows", "Rows that a stage ran together", [1, 2, 4, 8, 16, 32, 64, 128], ("stage",)
+        )
+        self._rows.set_default_tags({"stage": name})
+
+    async def __call__(self, rows: Any, thresholds: np.ndarray) -> Arrays:
+        """Takes rows as far as they have to go.
+
+        Args:
+            rows: `exitens_runtime.Rows`, at most `max_batch_size` of them.
+            thresholds: float32 `(exits - 1,)`.
+
+        Returns:
+            A dict of arrays, as `Runtime.predict` gives it.
+        """
+        result, going_on, rest = await self._batch((rows, thresholds))
+        if self._next is not None and going_on.any():
+            result = written(result, going_on, await asked(self._next, rest, thresholds))
+        return result
+
+    @serve.batch(batch_size_fn=lambda requests: sum(len(rows.finite) for rows, _ in requests))
+    async def _batch(self, requests: list[Any]) -> list[Any]:
+        """Rows of several requests together: for each request its result, which rows go on, and these."""
+        began = time.perf_counter()
+        found = await asyncio.to_thread(self._run, requests)
+        sizes = [len(rows.finite) for rows, _ in requests]
+        self._counts["batches"] += 1
+        self._counts["rows"] += sum(sizes)
+        self._counts["seconds"] += time.perf_counter() - began
+        self._rows.observe(sum(sizes))
+        return found
+
+    def _run(self, requests: list[Any]) -> list[Any]:
+        groups = [rows for rows, _ in requests]
+        sizes = [len(rows.finite) for rows in groups]
+        # Each request has thresholds of its own, which stay the same on its way: (exits - 1, rows).
+        thresholds = np.repeat(np.stack([limits for _, limits in requests], axis=1), sizes, axis=1)
+        rows = type(groups[0]).joined(groups)
+        on_the_way = np.arange(sum(sizes))
+        result: Arrays = {}
+        for number in self._numbers:
+            found, going_on, rows = self._network.advance(number, rows, thresholds[:, on_the_way])
+            result = written(result, on_the_way, found) if result else found
+            on_the_way = on_the_way[going_on]
+            if not len(on_the_way):
+                break
+        answers = []
+        for first, size in zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True):
+            here = (on_the_way >= first) & (on_the_way < first + size)
+            mask = np.zeros(size, bool)
+            mask[on_the_way[here] - first] = True
+            part = {key: value[first : first + size] for key, value in result.items()}
+            answers.append((part, mask, rows.take(here) if mask.any() else None))
+        return answers
+
+    async def stats(self) -> dict[str, float]:
+        """Dict of `batches`, `rows` and `seconds` spent in them since the replica began."""
+        return dict(self._counts)
+
+
+class Drift:
+    """Watches what the router answers. One replica: it has to see all."""
+
+    def __init__(self, folder: str, reference: str) -> None:
+        runtime = runtime_of(folder)
+        self._monitor = runtime.Monitor.load(reference)
+        self._evidence = metrics.Gauge("exitens_drift_evidence", "Evidence that the images have changed")
+        self._alarm = metrics.Gauge("exitens_drift_alarm", "1 once the evidence has reached its limit")
+
+    async def update(self, outputs: Arrays) -> None:
+        """Takes the exits and scores of a request."""
+        found = self._monitor.update(outputs)
+        self._evidence.set(found.evidence)
+        self._alarm.set(float(found.alarm))
+
+    async def report(self) -> dict[str, Any]:
+        """The fields of `exitens_runtime.DriftReport`, as a dict."""
+        return dict(vars(self._monitor.report()))
+
+
+def read(body: bytes, kind: str, dtype: str) -> tuple[np.ndarray, Any]:
+    """`(images, thresholds or None)` of the body of a request.
+
+    Args:
+        body: bytes.
+        kind: str, the content type.
+        dtype: that of the network's images. JSON has numbers alone: whole ones that fit become it.
+
+    Raises:
+        ValueError: it is neither JSON of that form nor a `.npy` file.
+    """
+    try:
+        if body[:6] == b"\x93NUMPY" or NPY in kind:
+            return np.load(io.BytesIO(body), allow_pickle=False), None
+        found = json.loads(body)
+        images, thresholds = np.array(found["images"]), found.get("thresholds")
+        if images.dtype.kind not in "fiu":
+            raise ValueError(f"images of {images.dtype}")
+    except (ValueError, TypeError, KeyError, AttributeError, EOFError, OSError) as cause:
+        raise ValueError(
+            'The body is not understood.\n  Expected: JSON {"images": [...]}, or the bytes of a .npy file\n'
+            f"  Received: {len(body)} bytes, {type(cause).__name__}: {cause}\n"
+            "  Fix: numpy.save(file, images), with content-type application/x-npy"
+        ) from None
+    if images.size and images.dtype.kind in "iu" and np.dtype(dtype).kind in "iu":
+        limits = np.iinfo(dtype)
+        if limits.min <= images.min() and images.max() <= limits.max:
+            images = images.astype(dtype)
+    return images, thresholds
+
+
+def told(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer that says what was wrong."""
+    return Response(json.dumps({"error": message}), status, headers, "application/json")
+
+
+# Last in the file: Ray copies the class when it is decorated, with those functions that there are by then.
+@serve.ingress(http)
+class Router:
+    """Checks images, hands them to the first stage, and answers, by HTTP or by a handle.
+
+    Args:
+        folder: str, the export.
+        first: handle of the first stage.
+        drift: handle of `Drift`, or `None`.
+        max_batch_size: int, the most rows that a stage takes; larger requests are cut.
+    """
+
+    def __init__(self, folder: str, first: Any, drift: Any, max_batch_size: int) -> None:
+        self._network = runtime_of(folder).load(folder, 1, ())
+        self._first, self._drift, self._limit = first, drift, max_batch_size
+        self._thresholds: Any = None  # `reconfigure` sets them, before the first request
+        # Easy images are answered sooner: the monitor has to be told in the order in which they came.
+        self._came, self._told = 0, 0
+        self._answered: dict[int, Arrays | None] = {}
+        self._untold: list[Arrays] = []
+        self._telling: asyncio.Future[None] | None = None
+        self._left = metrics.Counter("exitens_images", "Images by the exit they left at", ("exit",))
+
+    def reconfigure(self, config: Mapping[str, Any] | None) -> None:
+        """Ray calls it before the first request, with the thresholds that the app was made with."""
+        chosen = (config or {}).get("thresholds")
+        self._thresholds = self._network.thresholds(
+            self._network.manifest["policy"]["thresholds"] if chosen is None else chosen
+        )
+
+    async def set_thresholds(self, thresholds: Any) -> None:
+        """Takes new thresholds; requests on their way keep those they came with."""
+        self._thresholds = self._network.thresholds(thresholds)
+
+    async def predict(self, images: np.ndarray, thresholds: Any = None) -> Arrays:
+        """Early exit for a request, as `Runtime.predict`.
+
+        Args:
+            images: array `(rows, height, width, channels)`, or a single image without the first axis.
+            thresholds: as `Runtime.predict` takes them.
+
+        Returns:
+            A dict of arrays, `logits`, `exit` and `score`.
+
+        Raises:
+            ValueError: images or thresholds that do not belong to this network, pixels that are not finite.
+        """
+        images = np.asarray(images)
+        if images.ndim == len(self._network.manifest["input"]["shape"]) - 1:
+            images = images[None]
+        rows = self._network.start(images)
+        if not rows.finite.all():
+            raise ValueError(
+                "Some pixels are not finite.\n  Expected: finite numbers\n  Received: NaN or infinity in "
+                f"image {int(np.flatnonzero(~rows.finite)[0])}\n  Fix: look at how the images were read"
+            )
+        limits = self._thresholds if thresholds is None else self._network.thresholds(thresholds)
+        if not len(images):
+            return self._network.predict(images)
+        number, result = self._came, None
+        self._came += 1
+        try:
+            parts = [rows.take(slice(i, i + self._limit)) for i in range(0, len(images), self._limit)]
+            found = await asyncio.gather(*(asked(self._first, part, limits) for part in parts))
+            result = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+        finally:
+            self._tell(number, result)
+        return result
+
+    def _tell(self, number: int, result: Arrays | None) -> None:
+        """Counts the answer to the `number`-th request, `None` where there is none, and tells the monitor."""
+        for index, count in enumerate(np.bincount(result["exit"]) if result else ()):
+            if count:
+                self._left.inc(int(count), {"exit": self._network.exit_names[index]})
+        if self._drift is None:
+            return
+        self._answered[number] = result
+        while self._told in self._answered:
+            before = self._answered.pop(self._told)
+            self._told += 1
+            if before:
+                self._untold.append(before)
+        if self._untold and (self._telling is None or self._telling.done()):
+            self._telling = asyncio.ensure_future(self._tell_all())
+
+    async def _tell_all(self) -> None:
+        """One call at a time, for all that has gathered: so the order is kept, and a request costs little."""
+        while self._untold:
+            told, self._untold = self._untold, []
+            both = {key: np.concatenate([part[key] for part in told]) for key in ("exit", "score")}
+            await self._drift.update.remote(both)
+
+    @http.post("/predict")
+    async def predict_by_http(self, request: Request) -> Response:
+        """Images as JSON, `{"images": ...}`, or as the bytes of a `.npy` file; see the documentation."""
+        try:
+            images, thresholds = read(
+                await request.body(),
+                request.headers.get("content-type", ""),
+                self._network.manifest["input"]["dtype"],
+            )
+            result = await self.predict(images, thresholds)
+        except ValueError as problem:
+            return told(422, str(problem))
+        except BUSY:
+            return told(503, "Too many requests wait already: try again later.", {"retry-after": "1"})
+        except GONE:
+            return told(503, "A stage of the network is being restarted: try again.", {"retry-after": "1"})
+        if NPZ in request.headers.get("accept", ""):
+            file = io.BytesIO()
+            arrays: Any = result
+            np.savez(file, **arrays)
+            return Response(file.getvalue(), media_type=NPZ)
+        text = json.dumps({key: value.tolist() for key, value in result.items()})
+        return Response(text.replace("NaN", "null"), media_type="application/json")
+
+    @http.get("/health")
+    async def health(self) -> dict[str, Any]:
+        """What is served."""
+        manifest = self._network.manifest
+        return {
+            "status": "ready",
+            "model": manifest["model"],
+            "input": manifest["input"],
+            "exits": manifest["exits"],
+            "thresholds": [str(t) for t in self._thresholds],
+        }
+
+    @http.get("/drift")
+    async def drift(self) -> Any:
+        """What the drift monitor says."""
+        if self._drift is None:
+            return told(404, "This app was made without a drift monitor: ray_app(..., drift=path).")
+        return await self._drift.report.remote()
