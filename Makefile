@@ -2,11 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
+# An interpreter of Python 3.13, for `make test-newest`.
+NEWEST ?= python3.13
+TESTS ?= tests
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-fast test-slow test-sweep test-lowest test-backends test-serving backends wheel-test lint format bench docs clean
+.PHONY: demo test test-fast test-slow test-sweep test-lowest test-newest test-backends test-serving backends wheel-test lint format bench docs clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -14,7 +17,7 @@ demo: $(READY)
 test: lint test-fast
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sweep and not serving"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not sweep and not serving" $(TESTS)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "slow and not serving"
@@ -23,9 +26,13 @@ test-slow: $(READY)
 test-sweep: $(READY)
 	$(BIN)/python -m pytest -n 2 -m sweep
 
-# The same tests with the lowest versions that pyproject.toml allows, in an environment of their own.
+# The same tests with the lowest versions that pyproject.toml allows, and on the newest Python, in environments
+# of their own. TESTS chooses some of them: make test-lowest TESTS=tests/attach
 test-lowest:
 	$(MAKE) VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt test-fast
+
+test-newest:
+	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) test-fast
 
 # What holds on every backend of Keras, on JAX and on PyTorch; `test-fast` tries it on TensorFlow.
 # JAX compiles much longer than these small networks run: it keeps what it compiled, and optimises little.
@@ -90,4 +97,4 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-jax .venv-torch .venv-triton build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-jax .venv-torch .venv-triton build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache

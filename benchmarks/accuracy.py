@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py --preset remedies                    # candidates for better objectives
     python benchmarks/accuracy.py --preset finalists                   # the best of these, in the main table
     python benchmarks/accuracy.py --preset fashion                     # a small table on Fashion-MNIST
+    python benchmarks/accuracy.py --preset overfit --data-dir FOLDER   # CIFAR-100, more capacity than images
     python benchmarks/accuracy.py --preset smoke                       # under a minute
     python benchmarks/accuracy.py --preset paper --dataset cifar100    # the paper's recipe, for a GPU
     python benchmarks/accuracy.py --preset main --list                 # what would run, and what is done
@@ -53,7 +54,7 @@ LAST = 3  # the validations at the end of a run whose mean chooses the learning 
 VALIDATION, TEST = 1000, 10000  # images of these parts that are used, at most
 EVALUATION_BATCH = 500
 
-PRESETS = ("main", "sizes", "remedies", "finalists", "fashion", "smoke", "paper")
+PRESETS = ("main", "sizes", "remedies", "finalists", "fashion", "overfit", "smoke", "paper")
 PLAIN = "plain"
 PAPER = (PLAIN, "cross-entropy", "dbt", "byot", "eed-mse", "eed-kl", "beed")
 REMEDIES = (
@@ -70,6 +71,10 @@ MAIN = {"train_size": 3000, "epochs": 20, "batch": 32, "schedule": "cosine", "l2
 SCREENED_ON, SCREENED = ("ResNet10", "WideResNet10_2"), 3
 # The smaller table on Fashion-MNIST.
 FASHION = ("VGG11", "ResNet10"), (PLAIN, "cross-entropy", "eed-kl", "eed-kl-early")
+# The regime of the paper, small: 50 images a class, and epochs until they are known by heart. One rate, the
+# paper's, and its schedule; widths at which a run takes minutes on one core.
+OVERFIT = {"train_size": 5000, "epochs": 60, "batch": 64, "schedule": "steps", "l2": 5e-4, "augment": "auto"}
+WIDER = {"ResNet10": (0.25, 3), "VGG11": (0.25, 3)}
 # Training images and epochs of the sweep over sizes.
 SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
 
@@ -151,6 +156,7 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
             SEEDS[:3],
             None,
         ),
+        "overfit": ([OVERFIT], ["cifar100"], WIDER, (*PAPER, *FINALISTS), SEEDS, (0.1,)),
         "smoke": (
             [{**MAIN, "train_size": 500, "epochs": 2, "batch": 100}],
             ["digits"],
@@ -169,7 +175,10 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
         ),
     }[name]
     recipes = list({json.dumps({**r, **wanted}): {**r, **wanted} for r in recipes}.values())
-    networks = of_networks if networks is None else shapes(networks)
+    if networks is None:
+        networks = of_networks
+    else:
+        networks = {network: of_networks.get(network, every[network]) for network in networks}
     return list(
         seed_major(
             datasets or of_data,

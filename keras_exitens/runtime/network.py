@@ -22,13 +22,13 @@ class Stage(typing.NamedTuple):
     Attributes:
         run: function from a dict of arrays to a dict of arrays, `"logits"` among them.
         index: int, the exit it ends at.
-        inputs: names of the arrays it takes.
+        inputs: dict from the names of the arrays it takes to their dtypes.
         carried: names of all arrays that later stages need, whether this stage made them or one before it.
     """
 
     run: Run
     index: int  # type: ignore[assignment]  # in place of `tuple.index`
-    inputs: tuple[str, ...]
+    inputs: dict[str, str]
     carried: tuple[str, ...]
 
 
@@ -58,7 +58,7 @@ class Runtime:
             Stage(
                 run,
                 self.exit_names.index(stage["exit"]),
-                tuple(tensor["name"] for tensor in stage["inputs"]),
+                {tensor["name"]: tensor.get("dtype", "float32") for tensor in stage["inputs"]},
                 tuple(stage["carried"]),
             )
             for run, stage in zip(runners, manifest["stages"], strict=True)
@@ -126,7 +126,10 @@ class Runtime:
             ValueError: as `predict`.
         """
         images = self._checked(images)
-        finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
+        if images.dtype.kind == "f":
+            finite = np.isfinite(images).all(axis=tuple(range(1, images.ndim)))
+        else:
+            finite = np.ones(len(images), bool)
         return Rows(dict.fromkeys(self.stages[0].inputs, images), finite, {})
 
     def advance(
@@ -146,7 +149,9 @@ class Runtime:
             those that go on, none after the last stage; and these as `Rows` for the next stage.
         """
         stage = self.stages[number]
-        made = stage.run({name: rows.values[name] for name in stage.inputs})
+        made = stage.run(
+            {name: np.ascontiguousarray(rows.values[name], dtype) for name, dtype in stage.inputs.items()}
+        )
         return self.observe(number, rows, made, thresholds)
 
     def observe(
@@ -199,7 +204,10 @@ class Runtime:
                 if images.ndim == len(self._image_shape) - 1
                 else "resize, convert or reorder the images as for training",
             )
-        return np.ascontiguousarray(images, self._image_dtype)
+        # Pixels of one byte stay so until a stage takes them: they may still have to travel.
+        return (
+            images if images.dtype.itemsize < self._image_dtype.itemsize else images.astype(self._image_dtype)
+        )
 
 
 def load(

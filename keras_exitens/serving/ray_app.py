@@ -50,9 +50,9 @@ def ray_app(
         stage_options: dict from the name of an exit (the stage that ends there), or `"router"`, or
             `"drift"`, to a dict of options: those of Ray's `Deployment.options` (`num_replicas`,
             `autoscaling_config`, `ray_actor_options`, `max_queued_requests`, …), and for a stage
-            `max_batch_size`, `batch_wait_timeout_s` and `threads` (by default one a core). Each replica asks
-            Ray for 0.1 of a processor, so that a small machine holds all of them: set `ray_actor_options` on
-            a cluster.
+            `max_batch_size`, `batch_wait_timeout_s` and `threads` (1 by default: more of them get in the way
+            of other replicas). Each replica asks Ray for 0.1 of a processor, so that a small machine holds
+            all of them: set `ray_actor_options` on a cluster.
         thresholds: as `Runtime.predict` takes them, in place of those of the export. New ones in a running
             app, at once: `handle.broadcast("set_thresholds", thresholds).results()`; for replicas that start
             later too: run the app again with others. Neither drops a request.
@@ -81,7 +81,7 @@ def ray_app(
     common = {
         "max_batch_size": checks.whole("max_batch_size", max_batch_size, low=1),
         "batch_wait_timeout_s": checks.number("batch_wait_timeout_s", batch_wait_timeout_s, low=0),
-        "threads": None,
+        "threads": 1,
     }
     config = {} if thresholds is None else {"thresholds": network.thresholds(thresholds).tolist()}
     classes = _by_value()
@@ -90,8 +90,9 @@ def ray_app(
     following, smallest = None, None
     for part, name in reversed(list(zip(parts, names, strict=True))):
         ours = {key: options[name].pop(key, value) for key, value in common.items()}
-        # Room for one batch that runs and one that waits; the rest queues with the caller.
-        defaults = {"max_ongoing_requests": 2 * ours["max_batch_size"], **few}
+        # What waits has to wait in the replica, where batches are made. One that is full Ray asks again after
+        # pauses that grow to a second.
+        defaults = {"max_ongoing_requests": 32 * ours["max_batch_size"], **few}
         stage = deployment(classes.Stage).options(name=name, **{**defaults, **options[name]})
         following = stage.bind(folder, part, following, **ours)
         smallest = min(smallest or ours["max_batch_size"], ours["max_batch_size"])

@@ -26,13 +26,19 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 SLOW = set()  # pages of more than half a minute
+SERVING = {"docs/howto/serving.md"}  # a page that starts Ray
 
 
 def pages():
     for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]:
         if BLOCK.search(path.read_text()):
             name = str(path.relative_to(ROOT))
-            yield pytest.param(path, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+            marks = [
+                mark
+                for names, mark in ((SLOW, pytest.mark.slow), (SERVING, pytest.mark.serving))
+                if name in names
+            ]
+            yield pytest.param(path, id=name, marks=marks)
 
 
 @pytest.mark.parametrize("path", list(pages()))

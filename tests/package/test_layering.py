@@ -1,6 +1,7 @@
 """The house: imports go one way, private Keras stands in one file, and Keras knows the classes."""
 
 import ast
+import functools
 import pathlib
 import subprocess
 import sys
@@ -91,6 +92,7 @@ def test_the_house_is_small():
     assert {room_of(path) for path in files()} == {*ROOMS}
 
 
+@functools.cache
 def keras_privates():
     """Private names that objects of Keras have."""
     inputs = keras.Input((2,))
@@ -120,6 +122,7 @@ def private_attributes(path):
                 yield name, node.lineno
 
 
+@functools.cache
 def own_names():
     """Private names that this library defines: functions, and attributes set on `self`."""
     found = set()

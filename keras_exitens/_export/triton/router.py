@@ -63,11 +63,13 @@ class TritonPythonModel:
         return result
 
     async def _run(self, number, rows):
-        names = self._network.stages[number].inputs
+        inputs = self._network.stages[number].inputs.items()
         request = pb.InferenceRequest(
             model_name=self._models[number],
             requested_output_names=self._given[number],
-            inputs=[pb.Tensor(name, np.ascontiguousarray(rows.values[name])) for name in names],
+            inputs=[
+                pb.Tensor(name, np.ascontiguousarray(rows.values[name], dtype)) for name, dtype in inputs
+            ],
             preferred_memory=pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0),
         )
         response = await request.async_exec()
