@@ -2,6 +2,8 @@
 
 import json
 import math
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -187,3 +189,81 @@ def test_thresholds_that_do_not_fit(thresholds):
 def test_batch_size_that_is_none(batch_size):
     with pytest.raises(ValueError, match="`batch_size` is out of range"):
         network(POLICIES["entropy"]).predict(images(), batch_size)
+
+
+# Stage by stage, as servers run them
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.MaxProbability((0.6, 0.5, 0.7)),
+        policies.MaxProbability((0.6, 0.5, 0.7), ensemble=True, enabled=(True, False, True)),
+        policies.Patience(2),
+    ],
+    ids=["probability", "ensemble with a disabled exit", "patience"],
+)
+def test_rows_of_many_requests_go_on_together_as_they_would_alone(policy):
+    """Requests of 1 to 7 rows, joined anew at each stage, by thresholds of their own."""
+    runtime_ = network(policy)
+    rng = np.random.default_rng(1)
+    cuts = np.cumsum(rng.integers(1, 8, 60))
+    requests = np.split(np.arange(ROWS), cuts[cuts < ROWS])
+    others = runtime_.thresholds(-1.0)  # every second request leaves at the first exit
+    limits = [runtime_.thresholds([float(t) for t in runtime_.manifest["policy"]["thresholds"]]), others]
+    waiting = [(k, rows, runtime_.start(images()[rows])) for k, rows in enumerate(requests)]
+    result = {key: np.zeros_like(value) for key, value in runtime_.predict(images()).items()}
+    for number in range(len(runtime_.stages)):
+        if not waiting:
+            break
+        thresholds = np.concatenate(
+            [np.repeat(limits[k % 2][:, None], len(rows), axis=1) for k, rows, _ in waiting], axis=1
+        )
+        together = runtime.Rows.joined([group for *_, group in waiting])
+        found, going_on, rest = runtime_.advance(number, together, thresholds)
+        every = np.concatenate([rows for _, rows, _ in waiting])
+        for key, value in found.items():
+            result[key][every] = value
+        start, left, after = 0, 0, []
+        for k, rows, _ in waiting:
+            on = going_on[start : start + len(rows)]
+            if on.any():
+                after.append((k, rows[on], rest.take(slice(left, left + on.sum()))))
+            start, left = start + len(rows), left + on.sum()
+        waiting = after
+    for k, rows in enumerate(requests):
+        alone = runtime_.predict(images()[rows], thresholds=limits[k % 2])
+        for key, value in alone.items():
+            np.testing.assert_allclose(result[key][rows], value, rtol=1e-6)
+
+
+def test_bytes_stay_bytes_until_a_stage_takes_them():
+    runtime_ = network(policies.MaxProbability(0.6))
+    pixels = images(200).astype("uint8")
+    rows = runtime_.start(pixels)
+    assert {value.dtype.name for value in rows.values.values()} == {"uint8"} and rows.finite.all()
+    given = []
+    stage = runtime_.stages[0]
+    runtime_.stages[0] = stage._replace(run=lambda values: given.append(values) or stage.run(values))
+    runtime_.advance(0, rows)
+    assert {value.dtype.name for value in given[0].values()} == {"float32"}
+    found, wanted = runtime_.predict(pixels), runtime_.predict(images(200))
+    np.testing.assert_array_equal(found["exit"], wanted["exit"])
+
+
+def test_one_stage_can_be_loaded_without_the_others(tmp_path):
+    saved = shutil.copytree(pathlib.Path(__file__).parents[1] / "data/saved/onnx", tmp_path / "onnx")
+    whole = runtime.load(saved, threads=1)
+    shape = [2, *(n or 16 for n in whole.manifest["input"]["shape"][1:])]
+    pixels = np.zeros(shape, whole.manifest["input"]["dtype"])
+    (saved / whole.manifest["stages"][1]["file"]).unlink()  # only what is loaded has to be there
+    first = runtime.load(saved, threads=1, stages=[0])
+    rows = first.start(pixels)
+    np.testing.assert_array_equal(
+        first.advance(0, rows)[0]["logits"], whole.advance(0, whole.start(pixels))[0]["logits"]
+    )
+    going_on = first.advance(0, rows, np.full(len(first.exit_names) - 1, np.inf, "float32"))[2]
+    with pytest.raises(RuntimeError, match="was not loaded"):
+        first.advance(1, going_on)
+    with pytest.raises(ValueError, match="damaged or missing"):
+        runtime.load(saved, threads=1)
