@@ -32,7 +32,7 @@ def network(epochs, limit):
     model = kx.add_exits(backbone, 3)
     distiller = kx.ExitEnsembleDistiller(model)
     distiller.compile(kx.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
-    distiller.fit(splits.train, epochs=epochs, verbose=2)
+    distiller.fit(splits.train, epochs=epochs, steps_per_epoch=splits.steps_per_epoch, verbose=2)
     return model, splits
 
 
