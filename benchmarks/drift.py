@@ -31,7 +31,8 @@ def network(epochs, limit):
     backbone = kx.applications.ResNet18(input_shape=splits.input_shape, classes=splits.classes, width=0.25)
     model = kx.add_exits(backbone, 3)
     distiller = kx.ExitEnsembleDistiller(model)
-    distiller.compile(kx.optimizers.SGD(0.1, momentum=0.9), metrics=["accuracy"])
+    rate = keras.optimizers.schedules.CosineDecay(0.05, epochs * splits.steps_per_epoch)
+    distiller.compile(kx.optimizers.SGD(rate, momentum=0.9), metrics=["accuracy"])
     distiller.fit(splits.train, epochs=epochs, steps_per_epoch=splits.steps_per_epoch, verbose=2)
     return model, splits
 

@@ -2,7 +2,6 @@
 
     python benchmarks/serving.py                       # ResNet50, ResNet152 at 224 × 224, ResNet18 at 32 × 32
     python benchmarks/serving.py --networks ResNet18   # one of them
-    python benchmarks/serving.py --plan                # replicas a stage for ten and a hundred times the load
 
 - whole: the network without early exits, in one deployment with batching;
 - one: with early exits, in one deployment: its batch shrinks at each exit;
@@ -14,15 +13,10 @@ request, as a .npy file, some seconds each: first as fast as they answer (so man
 then at the same offered load for all, with exponential gaps. 40, 30, 20 and 10% of the images leave at the
 exits. Weights are random, and thresholds set so that those shares leave. All processes share the cores, the
 client too.
-
-The plan is a simulation: the time of each stage at each batch size is measured in ONNX Runtime on one thread;
-requests arrive at random, each stage takes what waits, up to a batch, after a short wait. It tells how many
-replicas a stage needs for p99 to stay within a limit.
 """
 
 import argparse
 import asyncio
-import heapq
 import io
 import multiprocessing
 import os
@@ -240,126 +234,6 @@ def serving(network, size, rounds, seconds, under_way, batch, wait, replicas):
     }
 
 
-# The plan
-
-
-def stage_times(network, size, rounds=5):
-    """Seconds of each stage on one thread at batch sizes up to 32, and of the whole network."""
-    import keras_exitens as kx
-
-    with tempfile.TemporaryDirectory() as folder:
-        folder = pathlib.Path(folder)
-        images, _ = exports(network, size, folder, 64)
-        found = {}
-        for name in ("early", "whole"):
-            loaded = kx.runtime.load(folder / name, threads=1)
-            for number in range(len(loaded.stages)):
-                found[name, number] = {}
-                for rows in (1, 2, 4, 8, 16, 32):
-                    batch = loaded.start(images[:rows])
-                    for k in range(number):
-                        batch = loaded.advance(k, batch, np.full(3, np.inf, "float32"))[2]
-                    times = []
-                    for _ in range(rounds + 1):
-                        began = time.perf_counter()
-                        loaded.advance(number, batch)
-                        times.append(time.perf_counter() - began)
-                    found[name, number][rows] = statistics.median(times[1:])
-    return found
-
-
-def p99(curves, leaving, replicas, rate, batch=32, wait=0.005, requests=20000, seed=0):
-    """The simulated p99 in seconds, infinite where a queue grows without end.
-
-    Args:
-        curves: for each stage a dict from batch size to seconds.
-        leaving: probability to leave after each stage, given that it was reached; 1 after the last.
-        replicas: of each stage.
-        rate: requests a second.
-    """
-    rng = np.random.default_rng(seed)
-    sizes = [sorted(curve) for curve in curves]
-    came = np.cumsum(rng.exponential(1 / rate, requests))
-    waiting = [[] for _ in curves]  # (arrival at the stage, request)
-    free = list(replicas)
-    events = [(moment, 0, "came", request) for request, moment in enumerate(came)]
-    heapq.heapify(events)
-    ended, order = np.full(requests, np.nan), requests
-
-    def push(moment, stage, what, payload):
-        nonlocal order
-        order += 1
-        heapq.heappush(events, (moment, order, what, (stage, payload)))
-
-    def start(now, stage):
-        queue = waiting[stage]
-        while free[stage] and queue and (len(queue) >= batch or now >= queue[0][0] + wait - 1e-12):
-            taken, waiting[stage] = queue[:batch], queue[batch:]
-            queue = waiting[stage]
-            free[stage] -= 1
-            rows = next(s for s in sizes[stage] if s >= len(taken))
-            push(now + curves[stage][rows], stage, "done", [request for _, request in taken])
-
-    while events:
-        now, _, what, about = heapq.heappop(events)
-        if what == "came":
-            stage, arrivals = 0, [about]
-        elif what == "done":
-            stage, taken = about
-            free[stage] += 1
-            leave = rng.random(len(taken)) < leaving[stage]
-            ended[[r for r, left in zip(taken, leave, strict=True) if left]] = now
-            start(now, stage)
-            stage, arrivals = stage + 1, [r for r, left in zip(taken, leave, strict=True) if not left]
-        else:
-            stage, arrivals = about[0], []
-        if stage < len(curves):
-            waiting[stage].extend((now, request) for request in arrivals)
-            if arrivals:
-                push(now + wait, stage, "wait", None)
-            start(now, stage)
-    seconds = ended - came
-    settled = seconds[requests // 4 :]
-    if np.median(settled[-len(settled) // 4 :]) > 3 * np.median(settled[: len(settled) // 4]) + 0.05:
-        return float("inf")
-    return float(np.percentile(settled, 99))
-
-
-def plan(network, size):
-    """Replicas a stage, one thread each, so that p99 stays within five times one image alone."""
-    curves = stage_times(network, size)
-    early = [curves["early", k] for k in range(4)]
-    whole = [curves["whole", 0]]
-    leaving = [0.4, 0.3 / 0.6, 0.2 / 0.3, 1.0]
-    limit = 5 * whole[0][1]
-    base = 0.7 / (whole[0][32] / 32)  # what one replica of the whole network can bear
-    report = {
-        "milliseconds of a row at batch 1 and 32": {
-            name: [curve[1] * 1e3, curve[32] / 32 * 1e3]
-            for name, curve in zip(
-                ("exit_1", "exit_2", "exit_3", "final", "whole"), early + whole, strict=True
-            )
-        },
-        "limit of p99, milliseconds": limit * 1e3,
-    }
-    for times in (1, 10, 100):
-        rate = base * times
-        found = {}
-        for name, stages, leave in (("whole", whole, [1.0]), ("chained", early, leaving)):
-            reach = np.cumprod([1, *(1 - q for q in leave[:-1])])
-            replicas = [
-                max(1, int(np.ceil(rate * r * curve[32] / 32)))
-                for r, curve in zip(reach, stages, strict=True)
-            ]
-            while (last := p99(stages, leave, replicas, rate)) > limit:
-                # One more where the least is left over.
-                spare = [n / (rate * r * c[32] / 32) for n, r, c in zip(replicas, reach, stages, strict=True)]
-                replicas[int(np.argmin(spare))] += 1
-            found[name] = {"replicas": replicas, "p99, milliseconds": last * 1e3}
-        report[f"{rate:.0f} requests a second"] = found
-    return report
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
@@ -369,7 +243,6 @@ def main():
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--wait", type=float, default=0.005, help="seconds")
     parser.add_argument("--replicas", type=int, default=os.cpu_count(), help="of the first two")
-    parser.add_argument("--plan", action="store_true")
     parser.add_argument("--again", action="store_true")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
     args = parser.parse_args()
@@ -378,13 +251,10 @@ def main():
     given = {
         key: getattr(args, key) for key in ("rounds", "seconds", "under_way", "batch", "wait", "replicas")
     }
-    _, measure = keeper(args.results, args.again, **({} if args.plan else given))
+    _, measure = keeper(args.results, args.again, **given)
     for network in args.networks:
         size = NETWORKS[network]
-        if args.plan:
-            measure(f"plan, {network}", lambda: plan(network, size))  # noqa: B023
-        else:
-            measure(f"{network} at {size}", lambda: serving(network, size, **given))  # noqa: B023
+        measure(f"{network} at {size}", lambda: serving(network, size, **given))  # noqa: B023
 
 
 if __name__ == "__main__":

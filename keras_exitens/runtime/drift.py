@@ -45,8 +45,7 @@ class DriftReport:
 
     Attributes:
         rows: int, how many images it has seen.
-        alarm: bool, whether the evidence has reached `1 / alpha` at any time.
-        alarm_row: int, at which image, or `None`.
+        alarm_row: int, the image at which the evidence reached `1 / alpha`; `None` as long as it has not.
         changed_row: int, from which image on the rows speak most against the reference: where a change began,
             to `Monitor.step` images or so; `None` while nothing speaks against it.
         evidence: float, the wealth of who bets against "nothing has changed" and began with 1.
@@ -57,7 +56,6 @@ class DriftReport:
     """
 
     rows: int
-    alarm: bool
     alarm_row: int | None
     changed_row: int | None
     evidence: float
@@ -65,6 +63,11 @@ class DriftReport:
     exit_names: tuple[str, ...]
     expected: tuple[float, ...]
     seen: tuple[float, ...]
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the evidence has reached its limit at any time: an alarm stays."""
+        return self.alarm_row is not None
 
     def __str__(self) -> str:
         state = f"changed, about since image {self.changed_row:,}" if self.alarm else "no change seen"
@@ -159,7 +162,6 @@ class Monitor:
         seen = self._left[best] if against else everything
         return DriftReport(
             rows=self._rows,
-            alarm=self._alarm is not None,
             alarm_row=self._alarm,
             changed_row=int(self._began[best]) if against else None,
             evidence=float(math.exp(min(evidence, 700.0))),

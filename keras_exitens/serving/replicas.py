@@ -194,8 +194,9 @@ class Drift:
         self._alarm.set(float(found.alarm))
 
     async def report(self) -> dict[str, Any]:
-        """The fields of `exitens_runtime.DriftReport`, as a dict."""
-        return dict(vars(self._monitor.report()))
+        """`exitens_runtime.DriftReport` as a dict."""
+        found = self._monitor.report()
+        return {**vars(found), "alarm": found.alarm}
 
 
 def read(body: bytes, kind: str, dtype: str) -> tuple[np.ndarray, Any]:

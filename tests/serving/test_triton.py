@@ -8,14 +8,14 @@ import exports
 import harness
 import numpy as np
 import pytest
-import triton
+import triton_server
 
 import keras_exitens as kx
 from keras_exitens import runtime
 
 served = [
     pytest.mark.serving,
-    pytest.mark.skipif(not triton.available(), reason="make .venv-triton/.ready"),
+    pytest.mark.skipif(not triton_server.available(), reason="make .venv-triton/.ready"),
 ]
 STAGES = ["exit_1", "exit_2", "exit_3", "final"]
 
@@ -27,7 +27,7 @@ def export(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(export, tmp_path_factory):
-    with triton.serving(export.folder, tmp_path_factory.mktemp("server")) as running:
+    with triton_server.serving(export.folder, tmp_path_factory.mktemp("server")) as running:
         yield running
 
 
@@ -69,7 +69,7 @@ class TestServed:
 
 
 @pytest.mark.serving
-@pytest.mark.skipif(not triton.available(), reason="make .venv-triton/.ready")
+@pytest.mark.skipif(not triton_server.available(), reason="make .venv-triton/.ready")
 def test_thresholds_stand_in_the_configuration(export, tmp_path):
     import shutil
 
@@ -79,7 +79,7 @@ def test_thresholds_stand_in_the_configuration(export, tmp_path):
         config.read_text() + 'parameters { key: "thresholds" value { string_value: "2 2 -1" } }\n'
     )
     (tmp_path / "server").mkdir()
-    with triton.serving(repository, tmp_path / "server") as running:
+    with triton_server.serving(repository, tmp_path / "server") as running:
         assert set(running.infer("served", export.images[:20])["exit"]) == {2}
 
 
