@@ -87,12 +87,15 @@ CHANGES = {
 
 def assert_follows(early, predict, x):
     """The answers of the network as it is now, by every way to ask."""
-    # Compiled as they are: half precision is rounded elsewhere in operations that the compiler joins.
-    logits = tf.function(lambda x: early.model(x, training=False), autograph=False)(tf.constant(x))
-    wanted = early.policy.simulate(np.stack([np.asarray(z) for z in logits.values()]))
+    compiled = tf.function(lambda x: early.model(x, training=False), autograph=False)
+    # In half precision what is compiled is rounded elsewhere: where the compiler joins operations.
+    wanted = [
+        early.policy.simulate(np.stack([np.asarray(z) for z in logits.values()]))
+        for logits in (compiled(tf.constant(x)), early.model(x, training=False))
+    ]
     for found in (predict(early, x), early(x)):
-        np.testing.assert_array_equal(found["exit"], wanted["exit"])
-        np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(found["exit"], wanted[0]["exit"])
+        assert any(np.allclose(found["logits"], w["logits"], rtol=1e-4, atol=1e-4) for w in wanted)
 
 
 @pytest.mark.parametrize("optimize", [False, True])
