@@ -19,6 +19,8 @@ TITLES = {
     "many_classes": "Many classes",
     "inference_speed": "Early exit in TensorFlow",
     "deployment_speed": "Early exit on other runtimes",
+    "serving": "Early exit in a server",
+    "drift": "Drift",
     "calibration_speed": "Calibration",
     "tensorboard_overhead": "TensorBoard",
     "build_scaling": "Attaching exits, by the size of the network",
@@ -186,12 +188,47 @@ def scaling(report):
     return [*lines, ""]
 
 
+def serving(report):
+    lines = [
+        "Requests a second as fast as they are answered, each round; p50 and p99 in milliseconds at the same "
+        "offered load, in parts of the most that the whole network answers.\n",
+        "| network | served | most, requests a second | load | p50 | p99 | rows a batch |",
+        "| --- | --- | ---: | --- | ---: | ---: | --- |",
+    ]
+    for network, found in report.items():
+        for way in ("whole", "one", "chained"):
+            most = ", ".join(_number(r["requests a second"]) for r in found[way]["as fast as it answers"])
+            for load, at in found[way]["offered load"].items():
+                part = load.partition(", ")[2].split()[0]
+                rows = " / ".join(f"{n:.1f}" for n in at["rows a batch"].values())
+                times = (_number(at[f"{p}, milliseconds"]) for p in ("p50", "p99"))
+                lines.append(f"| {network} | {way} | {most} | {part} | {' | '.join(times)} | {rows} |")
+    return [*lines, "", f"Measured on: {_facts(report)}.\n"]
+
+
+def drift(report):
+    lines = [
+        f"False alarms asked for: {report['alpha']:.0%}; streams of {report['images in a stream']:,} images.\n",
+        "| change | right | seen | images until the alarm, median | at most |",
+        "| --- | ---: | --- | ---: | ---: |",
+    ]
+    for name, rate in report["false alarms"].items():
+        lines.append(f"| none, {name} | {report['accuracy']:.1%} | {rate:.1%} of the streams | | |")
+    for name, found in report["changes"].items():
+        numbers = (found["images until the alarm, median"], found["at most"])
+        cells = " | ".join("" if n is None else _number(n) for n in numbers)
+        lines.append(f"| {name} | {found['accuracy']:.1%} | {found['seen']} | {cells} |")
+    return [*lines, ""]
+
+
 # Scripts whose results are no medians that stand as they are.
 TABLES = {
     "build_scaling": build_scaling,
     "kill_points": kill_points,
     "precision_accuracy": precision_accuracy,
     "scaling": scaling,
+    "serving": serving,
+    "drift": drift,
 }
 
 
