@@ -207,8 +207,9 @@ def serving(report):
 
 
 def drift(report):
+    length = f"{report['images in a stream']:,}"
     lines = [
-        f"False alarms asked for: {report['alpha']:.0%}; streams of {report['images in a stream']:,} images.\n",
+        f"False alarms asked for: {report['alpha']:.0%}; streams of {length} images.\n",
         "| change | right | seen | images until the alarm, median | at most |",
         "| --- | ---: | --- | ---: | ---: |",
     ]
