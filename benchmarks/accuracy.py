@@ -54,7 +54,8 @@ LAST = 3  # the validations at the end of a run whose mean chooses the learning 
 VALIDATION, TEST = 1000, 10000  # images of these parts that are used, at most
 EVALUATION_BATCH = 500
 
-PRESETS = ("main", "sizes", "remedies", "finalists", "fashion", "overfit", "smoke", "paper")
+PRESETS = ("main", "sizes", "remedies", "finalists", "fashion", "second", "overfit", "half", "narrow")
+PRESETS = (*PRESETS, "first", "smoke", "paper")
 PLAIN = "plain"
 PAPER = (PLAIN, "cross-entropy", "dbt", "byot", "eed-mse", "eed-kl", "beed")
 REMEDIES = (
@@ -63,6 +64,8 @@ REMEDIES = (
 )
 # The remedies whose final exit was best on the validation images of the preset "remedies".
 FINALISTS = ("eed-kl-early", "eed-kl-better")
+# A second round of candidates, which look for one objective that is good in both regimes.
+SECOND = ("eed-kl-strong", "eed-kl-itself", "eed-kl-held", "eed-mse-scaled", "eed-kl-gap", "eed-mse-gap")
 # Small enough for one core: name to width factor and number of exits (one at each resolution but the last).
 SMALL = {"VGG11": (0.125, 3), "ResNet10": (0.125, 3), "ResNeXt14": (0.125, 3), "WideResNet10_2": (0.25, 2)}
 FULL = {"VGG16": (1.0, 3), "ResNet18": (1.0, 3), "ResNeXt50": (1.0, 3), "WideResNet28_10": (1.0, 2)}
@@ -75,6 +78,14 @@ FASHION = ("VGG11", "ResNet10"), (PLAIN, "cross-entropy", "eed-kl", "eed-kl-earl
 # paper's, and its schedule; widths at which a run takes minutes on one core.
 OVERFIT = {"train_size": 5000, "epochs": 60, "batch": 64, "schedule": "steps", "l2": 5e-4, "augment": "auto"}
 WIDER = {"ResNet10": (0.25, 3), "VGG11": (0.25, 3)}
+# There, all that teaches by an ensemble, in the order in which it is to be known.
+JUDGED = (*PAPER, "eed-kl-output", "eed-kl-early", *SECOND)
+# Early exit at these shares of the multiply-adds, with the default head; plain networks of about these.
+BUDGETS = (0.3, 0.5)
+WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
+# The network alone first, for half of the epochs, and then its exits; at these rates.
+FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "light"}, 0.1
+THEN = (("joint", 0.01), ("joint", 0.1), ("frozen", 0.1))
 # Training images and epochs of the sweep over sizes.
 SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
 
@@ -156,7 +167,32 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
             SEEDS[:3],
             None,
         ),
-        "overfit": ([OVERFIT], ["cifar100"], WIDER, (*PAPER, *FINALISTS), SEEDS, (0.1,)),
+        "second": ([MAIN], ["glyphs"], shapes(SCREENED_ON), SECOND, SEEDS[:SCREENED], None),
+        "overfit": ([OVERFIT], ["cifar100"], WIDER, JUDGED, SEEDS, (0.1,)),
+        "half": (
+            [{**OVERFIT, "head": "light"}],
+            ["cifar100"],
+            WIDER,
+            ("cross-entropy", "eed-kl", "eed-kl-output"),
+            SEEDS[:3],
+            (0.1,),
+        ),
+        "narrow": (
+            [{**OVERFIT, "width": width} for width in WIDTHS],
+            ["cifar100"],
+            WIDER,
+            (PLAIN,),
+            SEEDS[:3],
+            (0.1,),
+        ),
+        "first": (
+            [{**OVERFIT, **FIRST, "then": then, "rate": rate} for then, rate in THEN],
+            ["cifar100"],
+            WIDER,
+            ("cross-entropy", "eed-kl"),
+            SEEDS[:3],
+            (0.1,),
+        ),
         "smoke": (
             [{**MAIN, "train_size": 500, "epochs": 2, "batch": 100}],
             ["digits"],
@@ -258,7 +294,10 @@ def build(network, **arguments):
 
 @functools.lru_cache(maxsize=2)
 def images_of(dataset, data_dir=None):
-    """A dict from part to `(uint8 images, labels)`, the number of classes, and the usual augmentation."""
+    """A dict from part to `(uint8 images, labels)`, the number of classes, and the usual augmentation.
+
+    `"validation"` is looked at after each epoch, `"screening"`, the rest of these images, at the end alone.
+    """
     if dataset == "glyphs":
         import glyphs
 
@@ -275,8 +314,10 @@ def images_of(dataset, data_dir=None):
         classes, mirror = len(read.class_names), dataset not in ("digits", "mnist")
     for part, limit in (("validation", VALIDATION), ("test", TEST)):
         images, labels = found[part]
-        chosen = np.random.RandomState(0).permutation(len(images))[:limit]
-        found[part] = images[chosen], labels[chosen]
+        order = np.random.RandomState(0).permutation(len(images))
+        found[part] = images[order[:limit]], labels[order[:limit]]
+        if part == "validation":
+            found["screening"] = images[order[limit:]], labels[order[limit:]]
     return found, classes, "crop_flip" if mirror else "crop"
 
 
@@ -326,7 +367,7 @@ def learning_rate(settings, steps):
 def run(settings, data_dir=None):
     """Trains one network and returns its line for the file of results."""
     import keras
-    from accuracy_methods import make
+    from accuracy_methods import Listening, make
 
     import keras_exitens as kx
 
@@ -336,32 +377,43 @@ def run(settings, data_dir=None):
     keras.utils.set_random_seed(settings["seed"])
     train, steps, one_pass, input_shape, classes = pipelines(settings, data_dir)
     backbone = build(settings["network"], input_shape=input_shape, classes=classes, width=settings["width"])
-    model = kx.add_exits(backbone, settings["exits"], placement="stage", head="conv")
-    names = kx.exit_names(model)
-    objective = make(settings["method"], settings["epochs"] * steps, len(names))
-    distiller = kx.ExitEnsembleDistiller(model, objective)
-    rate = learning_rate(settings, settings["epochs"] * steps)
-    distiller.compile(kx.optimizers.SGD(rate, momentum=0.9, l2=settings["l2"]), metrics=["accuracy"])
-    watch = watcher()
-    started, cpu = time.perf_counter(), time.process_time()
-    diverged = False
-    try:
+    began_training, cpu = time.perf_counter(), time.process_time()
+
+    def fit(model, objective, epochs, rate, train):
+        distiller = kx.ExitEnsembleDistiller(model, objective)
+        rates = learning_rate({**settings, "rate": rate}, epochs * steps)
+        distiller.compile(kx.optimizers.SGD(rates, momentum=0.9, l2=settings["l2"]), metrics=["accuracy"])
+        watch = watcher()
         history = distiller.fit(
             train,
-            epochs=settings["epochs"],
+            epochs=epochs,
             steps_per_epoch=steps,
             validation_data=one_pass("validation"),
             shuffle=False,
             verbose=0,
-            callbacks=[watch],
+            callbacks=[watch, Listening(distiller.objective)],
         ).history
+        return distiller, history, watch
+
+    history, diverged = {}, False
+    try:
+        if first := settings.get("first"):
+            fit(kx.add_exits(backbone, 0), make(PLAIN, first * steps, 1), first, FIRST_RATE, train)
+            backbone.trainable = settings["then"] != "frozen"
+            train = train.skip(first * steps)
+        model = kx.add_exits(
+            backbone, settings["exits"], placement="stage", head=settings.get("head", "conv")
+        )
+        names = kx.exit_names(model)
+        objective = make(settings["method"], settings["epochs"] * steps, len(names))
+        distiller, history, watch = fit(model, objective, settings["epochs"], settings["rate"], train)
     except FloatingPointError:
-        history, diverged = {}, True
+        diverged = True
     line = {
         "settings": settings,
         "exits": names,
         "diverged": diverged,
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(time.perf_counter() - began_training, 1),
         "cpu_seconds": round(time.process_time() - cpu, 1),
         "multiply_adds": [int(c) for c in kx.cost(model).cumulative],
         "parameters": model.count_params(),
@@ -377,11 +429,36 @@ def run(settings, data_dir=None):
         }
         if settings["seed"] != SEARCH_SEED:
             line["test"] = {"last": accuracies(distiller, one_pass("test"))}
+            if len(images_of(settings["dataset"], data_dir)[0]["screening"][0]):
+                line["screening"] = accuracies(distiller, one_pass("screening"))
+            if len(names) > 1:
+                line["early_exit"] = early_exit(model, one_pass)
             distiller.set_weights(watch.weights)
             line["test"]["best"] = accuracies(distiller, one_pass("test"))
     line["total_seconds"] = round(time.perf_counter() - began, 1)
     line["made_with"] = made_with()
     return line
+
+
+def early_exit(model, one_pass):
+    """Test accuracy and mean multiply-adds at each of `BUDGETS`, shares of the network without exits.
+
+    Thresholds are chosen on the calibration images.
+    """
+    import keras_exitens as kx
+
+    calibration, test = (kx.collect(model, one_pass(part), verbose=0) for part in ("calibration", "test"))
+    cost = kx.cost(model)
+    found = {}
+    for budget in BUDGETS:
+        allowed = budget * cost.backbone
+        if allowed > cost.cumulative[0]:
+            policy = kx.calibrate(calibration, cost, cost_budget=allowed / cost.cumulative[-1])
+            exits = policy.decide(test.logits)
+            right = test.logits.argmax(-1)[exits, np.arange(len(exits))] == test.labels
+            spent = np.asarray(cost.cumulative)[exits].mean()
+            found[str(budget)] = {"accuracy": round(float(right.mean()), 5), "multiply_adds": round(spent)}
+    return found
 
 
 def watcher():

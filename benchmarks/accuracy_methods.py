@@ -10,7 +10,7 @@ from keras import ops
 from keras_exitens import objectives
 from keras_exitens.objectives.distances import softened_cross_entropy
 
-__all__ = ["METHODS", "PAPER", "REMEDIES", "OnlyBetter", "Ramp", "RunningLoss", "make"]
+__all__ = ["METHODS", "PAPER", "REMEDIES", "SECOND", "Listening", "OnlyBetter", "Ramp", "RunningLoss", "make"]
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
@@ -41,18 +41,22 @@ class _Teaching(objectives.EED):
         """Indices of the exits that are taught."""
         return range(exits)
 
-    def gate(self, y, teacher, student, loss):
-        """For each sample, how far the teacher may teach this student: 0 to 1."""
+    def teacher(self, logits, shares, student):
+        """The logits that teach the student of this index, before gradients are stopped."""
+        return sum(s * z for s, z in zip(shares, logits, strict=True))
+
+    def gate(self, i, y, teacher, student, loss):
+        """For each sample, how far the teacher may teach this student, of index i: 0 to 1."""
         return 1.0
 
     def terms(self, logits, features, y, state, loss):
         exits = len(logits)
         shares = self.shares(exits, state)
-        teacher = ops.stop_gradient(sum(s * z for s, z in zip(shares, logits, strict=True)))
         model = ops.stop_gradient(sum(s * f for s, f in zip(shares, features, strict=True)))
         soft, feature = 0.0, 0.0
         for i in self.students(exits):
-            gate = self.gate(y, teacher, logits[i], loss)
+            teacher = ops.stop_gradient(self.teacher(logits, shares, i))
+            gate = self.gate(i, y, teacher, logits[i], loss)
             soft += gate * softened_cross_entropy(teacher, logits[i], self.temperature)
             active = ops.cast(ops.logical_or(features[i] > 0, model > 0), features[i].dtype)
             feature += gate * ops.mean(active * ops.square(features[i] - model), axis=-1)
@@ -67,7 +71,7 @@ class _Teaching(objectives.EED):
 class OnlyBetter(_Teaching):
     """Each exit is taught only the samples on which the ensemble's loss is below its own."""
 
-    def gate(self, y, teacher, student, loss):
+    def gate(self, i, y, teacher, student, loss):
         return ops.stop_gradient(ops.cast(loss(y, teacher) < loss(y, student), teacher.dtype))
 
 
@@ -77,6 +81,81 @@ class EarlyStudents(_Teaching):
 
     def students(self, exits):
         return range(exits - 1)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
+class NeverItself(_Teaching):
+    """The final exit is taught by the mean of the early ones; those by the whole ensemble."""
+
+    def teacher(self, logits, shares, student):
+        if student < len(logits) - 1:
+            return super().teacher(logits, shares, student)
+        return sum(logits[:-1]) / (len(logits) - 1)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
+class HeldOut(_Teaching):
+    """Each exit is taught as far as the ensemble is better than it on images that train nothing.
+
+    Its weight is `clip((accuracy of the ensemble - accuracy of the exit) / 0.05, 0, 1)`, of the last epoch.
+    """
+
+    def __init__(self, exits, **kwargs):
+        super().__init__(**kwargs)
+        self.advantage = keras.Variable([0.0] * exits, trainable=False)
+
+    def gate(self, i, y, teacher, student, loss):
+        return self.advantage[i]
+
+    def hear(self, logs):
+        exits = [*(f"exit_{i}" for i in range(1, self.advantage.shape[0])), "final"]
+        gains = [logs["val_ensemble_accuracy"] - logs[f"val_{name}_accuracy"] for name in exits]
+        self.advantage.assign([min(max(gain / 0.05, 0.0), 1.0) for gain in gains])
+
+
+class Gap(keras.optimizers.schedules.LearningRateSchedule):
+    """A weight that grows from 0 to `top` as the final exit knows its training images better than others.
+
+    It is `top * clip((training accuracy - validation accuracy) / 0.2, 0, 1)`, of the last epoch.
+    """
+
+    def __init__(self, top):
+        self.top = top
+        self.value = keras.Variable(0.0, trainable=False)
+
+    def __call__(self, step):
+        return ops.convert_to_tensor(self.value)
+
+    def hear(self, logs):
+        gap = (logs["final_accuracy"] - logs["val_final_accuracy"]) / 0.2
+        self.value.assign(self.top * min(max(gap, 0.0), 1.0))
+
+    def get_config(self):
+        return {"top": self.top}
+
+
+class Listening(keras.callbacks.Callback):
+    """Tells an objective, and the weights of its terms, the accuracies of each epoch: `hear(logs)`."""
+
+    def __init__(self, objective):
+        super().__init__()
+        self.told = [part for part in (objective, *vars(objective).values()) if hasattr(part, "hear")]
+
+    def on_epoch_end(self, epoch, logs=None):
+        for part in self.told:
+            part.hear(logs)
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
+class Standardised(objectives.EED):
+    """EED("mse") of logits that are centred and scaled over the classes, image by image."""
+
+    def _output_loss(self, teacher, student):
+        def scaled(z):
+            z = z - ops.mean(z, axis=-1, keepdims=True)
+            return z / ops.sqrt(ops.mean(ops.square(z), axis=-1, keepdims=True) + 1e-6)
+
+        return ops.mean(ops.square(scaled(student) - scaled(teacher)), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
@@ -161,7 +240,17 @@ REMEDIES = {
     # BEED with less of its strong distillation: α^k T² is far more than EED's 0.1 T².
     "beed-soft": lambda steps, exits: objectives.BEED(alpha=1.0, temperature=1.0),
 }
-METHODS = PAPER | REMEDIES
+# A second round, for one objective that is good where networks under-fit and where they over-fit.
+SECOND = {
+    # The weight of the second authors' program, ten times that of the first.
+    "eed-kl-strong": lambda steps, exits: objectives.EED("kl", 1.0, feature_weight=0),
+    "eed-kl-itself": lambda steps, exits: NeverItself(),
+    "eed-kl-held": lambda steps, exits: HeldOut(exits),
+    "eed-mse-scaled": lambda steps, exits: Standardised("mse", feature_weight=0),
+    "eed-kl-gap": lambda steps, exits: objectives.EED("kl", Gap(1.0), feature_weight=0),
+    "eed-mse-gap": lambda steps, exits: objectives.EED("mse", Gap(1.0), feature_weight=Gap(1.0)),
+}
+METHODS = PAPER | REMEDIES | SECOND
 
 
 def make(method, steps, exits):
