@@ -19,8 +19,10 @@ import numpy as np
 from accuracy import (
     FASHION,
     FINALISTS,
+    JUDGED,
     LAST,
     MAIN,
+    OVERFIT,
     PAPER,
     PLAIN,
     RATES,
@@ -34,18 +36,23 @@ from accuracy import (
     SEEDS,
     SIZES,
     SMALL,
+    WIDER,
     chosen_rate,
     count_done,
     preset,
 )
 from accuracy_results import Results
-from accuracy_statistics import holm, interval, paired
+from accuracy_choice import choice
+from accuracy_statistics import holm, paired
+from accuracy_text import difference, p_value, plus_minus, signed, table
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "accuracy.md"
 BASE = "cross-entropy"
+# The fields of the settings of a run that is told in a section; the others have tables of their own.
+STANDARD = {"dataset", "network", "width", "exits", "method", "seed", "rate", *MAIN}
 TAIL = 5  # epochs at the end whose spread is told
 FINAL, ENSEMBLE = "final", "ensemble"
-COLOURS = {method: f"C{i}" for i, method in enumerate((*PAPER, *FINALISTS))}
+COLOURS = {method: f"C{i}" for i, method in enumerate(dict.fromkeys((*PAPER, *FINALISTS, *JUDGED)))}
 
 
 class Section(typing.NamedTuple):
@@ -55,6 +62,10 @@ class Section(typing.NamedTuple):
     title: str
     networks: tuple
     methods: tuple
+    recipe: dict = MAIN
+
+    def point(self, network, method):
+        return self.dataset, network, method, self.recipe["train_size"], self.recipe["epochs"]
 
     def without(self, *methods):
         return [method for method in self.methods if method not in methods]
@@ -66,7 +77,8 @@ class Section(typing.NamedTuple):
 
 
 GLYPHS = Section("glyphs", "94 characters in unseen typefaces", tuple(SMALL), (*PAPER, *FINALISTS))
-SECTIONS = GLYPHS, Section("fashion_mnist", "Fashion-MNIST", *FASHION)
+OVERFITTED = Section("cifar100", "CIFAR-100, where networks over-fit", tuple(WIDER), JUDGED, OVERFIT)
+SECTIONS = OVERFITTED, GLYPHS, Section("fashion_mnist", "Fashion-MNIST", *FASHION)
 
 
 # Reading
@@ -80,16 +92,21 @@ def reported(lines):
 
     Returns:
         A dict from `(dataset, network, method, train_size, epochs)` to a dict from seed to line. Runs by
-        another recipe than `MAIN` are left out, as are those that diverged: see `diverged`.
+        another recipe than `MAIN` or `OVERFIT` are left out, as are those that diverged.
     """
     found = collections.defaultdict(dict)
     for line in lines.values():
         s = line["settings"]
         if s["seed"] == SEARCH_SEED or line["diverged"]:
             continue
-        if any(s[field] != MAIN[field] for field in MAIN if field not in ("train_size", "epochs")):
+        overfit = s["dataset"] == OVERFITTED.dataset
+        recipe, shapes = (OVERFIT, WIDER) if overfit else (MAIN, SMALL)
+        free = () if overfit else ("train_size", "epochs")
+        if s.keys() != STANDARD or any(s[field] != recipe[field] for field in recipe if field not in free):
             continue
-        if s["network"] not in SMALL or s["rate"] != chosen_rate(s, lines):
+        if s["network"] not in shapes or s["width"] != shapes[s["network"]][0]:
+            continue
+        if not overfit and s["rate"] != chosen_rate(s, lines):
             continue
         found[point(s)][s["seed"]] = line
     return dict(found)
@@ -97,10 +114,6 @@ def reported(lines):
 
 def point(settings):
     return tuple(settings[field] for field in ("dataset", "network", "method", "train_size", "epochs"))
-
-
-def main_point(dataset, network, method):
-    return dataset, network, method, MAIN["train_size"], MAIN["epochs"]
 
 
 def test(line, exit_name=FINAL, epoch="last"):
@@ -144,33 +157,6 @@ def end_of(line):
 # Text
 
 
-def table(header, rows):
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines) + "\n"
-
-
-def plus_minus(values, digits=1):
-    mean, half = interval(values)
-    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
-
-
-def p_value(p):
-    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
-
-
-def difference(found):
-    """Mean and half-width of a `Paired`."""
-    return f"{found.mean:+.2f}" + ("" if math.isnan(found.half) else f" ± {found.half:.2f}")
-
-
-def signed(found, p=True):
-    """A difference, its p unless that is left out, and a mark where the data say which sign it has."""
-    if found is None:
-        return "–"
-    mark = {1: " ▲", -1: " ▼", 0: ""}[found.verdict]
-    return difference(found) + (f" ({p_value(found.p)})" if p else "") + mark
-
-
 def accuracy_tables(runs, section):
     """Test accuracy at each exit, one table for each network."""
     for network in section.networks:
@@ -199,7 +185,7 @@ def accuracy_tables(runs, section):
 
 def runs_of(runs, section, network, method):
     """The runs of one cell of a main table, a dict from seed to line."""
-    return runs.get(main_point(section.dataset, network, method), {})
+    return runs.get(section.point(network, method), {})
 
 
 def over_networks(values, networks):
@@ -213,7 +199,7 @@ def comparison(runs, section, method, base, value):
     """Paired differences of a method against another one: for each network, and `"all"` pairs together."""
 
     def of_one(network):
-        points = (main_point(section.dataset, network, m) for m in (method, base))
+        points = (section.point(network, m) for m in (method, base))
         return differences(runs, *points, value)
 
     return over_networks(of_one, section.networks)
@@ -304,7 +290,8 @@ def ensemble_table(runs, section):
 
 def teacher_table(runs, section):
     """How much better than the final exit the teacher is on validation images, as the training goes on."""
-    marks = [1, 2, 3, 5, *range(10, MAIN["epochs"] + 1, 5)]
+    last = section.recipe["epochs"]
+    marks = [1, 2, 3, 5, *range(10, last + 1, max(5, last // 6))]
     rows = []
     for method, network in itertools.product(section.ensemble_taught, section.networks):
         if lines := runs_of(runs, section, network, method).values():
@@ -461,7 +448,18 @@ def claims_table(runs, section):
 
 def missing(lines):
     """What of each preset is not there yet."""
-    for name in ("main", "sizes", "remedies", "finalists", "fashion"):
+    for name in (
+        "main",
+        "sizes",
+        "remedies",
+        "finalists",
+        "fashion",
+        "second",
+        "overfit",
+        "half",
+        "narrow",
+        "first",
+    ):
         jobs = preset(name)
         done = count_done(jobs, lines)
         state = "." if done == len(jobs) else ": **unfinished**."
@@ -475,7 +473,11 @@ def missing(lines):
 
 def edges(runs):
     """How often the smallest, the middle and the largest learning rate of a search was chosen."""
-    chosen = (next(iter(seeds.values()))["settings"] for seeds in runs.values())
+    chosen = (
+        next(iter(seeds.values()))["settings"]
+        for point, seeds in runs.items()
+        if point[0] != OVERFITTED.dataset
+    )
     counts = collections.Counter(RATES[SEARCHED_ON[s["network"]]].index(s["rate"]) for s in chosen)
     return ", ".join(f"{which} {counts[i]}" for i, which in enumerate(("smallest", "middle", "largest")))
 
@@ -487,6 +489,13 @@ def _any_runs(runs, section):
     return any(runs_of(runs, section, n, m) for n in section.networks for m in section.methods)
 
 
+def _begun(section, runs):
+    """The section with those networks and methods that have any run."""
+    networks = [n for n in section.networks if any(runs_of(runs, section, n, m) for m in section.methods)]
+    methods = [m for m in section.methods if any(runs_of(runs, section, n, m) for n in networks)]
+    return section._replace(networks=tuple(networks), methods=tuple(methods))
+
+
 def pictures(runs, folder):
     """Writes the pictures; returns their names with what they show."""
     import matplotlib
@@ -495,13 +504,14 @@ def pictures(runs, folder):
     made = []
     for section in SECTIONS:
         if _any_runs(runs, section):
+            section = _begun(section, runs) if section is OVERFITTED else section
             made.append(
                 (_gains_picture(runs, section, folder), f"{section.title}: gain over {BASE} at each exit")
             )
             made.append(
                 (_curves_picture(runs, section, folder), f"{section.title}: validation accuracy by epoch")
             )
-    if any((p[3], p[4]) != (MAIN["train_size"], MAIN["epochs"]) for p in runs):
+    if any(p[0] == GLYPHS.dataset and (p[3], p[4]) != (MAIN["train_size"], MAIN["epochs"]) for p in runs):
         made.append(
             (
                 _sizes_picture(runs, folder),
@@ -536,7 +546,7 @@ def _gains_picture(runs, section, folder):
         names = [*(f"exit_{i}" for i in range(1, SMALL[network][1] + 1)), FINAL, ENSEMBLE]
         axis.axhline(0, color="0.6", linewidth=0.8)
         for offset, method in zip(np.linspace(-0.25, 0.25, len(methods)), methods, strict=True):
-            mine, base = (main_point(section.dataset, network, m) for m in (method, BASE))
+            mine, base = (section.point(network, m) for m in (method, BASE))
             found = [paired(differences(runs, mine, base, lambda line, n=n: test(line, n))) for n in names]
             if all(found):
                 axis.errorbar(
@@ -670,7 +680,10 @@ def report(lines, folder=None):
     )
     parts = ["\n\n".join(introduction), "\n## What there is\n", *missing(lines)]
     parts.append(f"- Of the three learning rates, number of table rows that chose which: {edges(runs)}.")
+    parts += choice(lines)
     for section in SECTIONS:
+        if section is OVERFITTED:  # not yet finished: its tables have what there is
+            section = _begun(section, runs)
         parts.append(f"\n## {section.title}\n")
         if not _any_runs(runs, section):
             parts.append("No runs yet.")

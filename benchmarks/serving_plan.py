@@ -5,9 +5,9 @@
     python benchmarks/serving_plan.py --export served --rate 200 --limit 0.3 --shares 0.5,0.3,0.1,0.1
 
 Each stage is timed alone, on one thread, at batches of 1 to 16 rows. The simulation lets requests of one image
-come at random (exponential gaps), and follows each of them: a row goes to the less loaded of two replicas, which
-takes what waits, up to a full batch, or what there is after a short wait, as Ray and `keras_exitens.serving` do. `--hop` is the core time that
-Ray needs to take one row from one deployment to the next; the default was derived from benchmarks/serving.py. The
+come at random (exponential gaps), and follows each of them: a request goes to the less loaded of two replicas, which
+takes what waits, up to a full batch, or what there is after a short wait, as Ray and `keras_exitens.serving` do. `--hop` is the core time of
+a call from one deployment to the next; the default was derived from benchmarks/serving.py. The
 plan has the fewest replicas, a core each, by which 99% of the requests are answered within the limit: it begins
 with the fewest that can bear the load, and gives one more to the stage where rows wait longest until that holds.
 `--gpu` plans for stages as on a fast accelerator, where rows of a batch are nearly free: 2 ms a batch and a
@@ -40,9 +40,9 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "serving_plan.json"
 BATCHES = (1, 2, 4, 8, 16)
 REQUESTS, WARM = 20_000, 2_000  # of a simulation, and how many of them are not counted
 TIMES = (1, 10, 100)  # the load
-# Seconds. With 40, 30, 20 and 10% leaving, a row is handed over 2.0 times in a chain and once in one deployment;
-# two cores answered 41 and 54 requests of ResNet50 a second, 96 and 166 of ResNet18: 12 ms and 9 ms.
-HOP = 0.01
+# Seconds. Beside one deployment, a chain has 0.36 calls more for each request of ResNet50, by its rows a batch, and
+# two cores answered 42 and 50 of them a second: 20 ms a call, which carries up to 15 MB. ResNet18's took 6 ms.
+HOP = 0.015
 SCALES = (0.1, 0.3, 1, 3, 10, 30)
 
 
@@ -56,11 +56,9 @@ class Curve(typing.NamedTuple):
     seconds: tuple
 
     def __call__(self, rows):
-        if not rows:
-            return 0.0
         if rows > self.rows[-1]:
             return self.seconds[-1] * rows / self.rows[-1]
-        return float(np.interp(rows, self.rows, self.seconds))
+        return float(np.interp(rows, (0, *self.rows), (0, *self.seconds)))
 
 
 class Service(typing.NamedTuple):
@@ -69,7 +67,7 @@ class Service(typing.NamedTuple):
     Attributes:
         first: int, the number of its first stage.
         curves: a `Curve` for each of its stages.
-        hop: seconds a row that handing it on takes.
+        hop: seconds that a call to it takes, whatever rows are in it.
         batch, wait: rows and seconds, as of `ray_app`.
     """
 
@@ -83,20 +81,27 @@ class Service(typing.NamedTuple):
     def last(self):
         return self.first + len(self.curves) - 1
 
-    def seconds(self, exits):
-        """What a batch takes whose rows leave at these exits."""
+    def seconds(self, exits, calls):
+        """What a batch from so many calls takes, whose rows leave at these exits."""
         stages = enumerate(self.curves, self.first)
-        return self.hop * len(exits) + sum(curve(int((exits >= n).sum())) for n, curve in stages)
+        return self.hop * calls + sum(curve(int((exits >= n).sum())) for n, curve in stages)
 
-    def capacity(self, shares):
-        """Rows that come to a replica a second, at most, whatever the batch."""
-        reach = np.cumsum(shares[::-1])[::-1]
+    def capacity(self, shares, rows_of_a_call=1):
+        """Rows that a replica can take a second, whatever the batch."""
+        reach = np.cumsum(shares[::-1])[::-1] / sum(shares[self.first :])
 
         def rate(rows):
-            here = [rows * reach[n] / reach[self.first] for n in range(self.first, self.last + 1)]
-            return rows / (self.hop * rows + sum(c(max(n, 1e-9)) for c, n in zip(self.curves, here, strict=True)))
+            stages = enumerate(self.curves, self.first)
+            calls = rows / rows_of_a_call
+            return rows / (self.hop * calls + sum(curve(rows * reach[n]) for n, curve in stages))
 
         return max(rate(rows) for rows in range(1, self.batch + 1))
+
+
+def capacities(services, shares):
+    """The capacity of each service; what goes on from a full batch comes to the next one in one call."""
+    calls = [1] + [max(1.0, s.batch * sum(shares[s.last + 1 :]) / sum(shares[s.first :])) for s in services]
+    return [s.capacity(shares, rows) for s, rows in zip(services, calls, strict=False)]
 
 
 # The simulation
@@ -121,7 +126,7 @@ class Found(typing.NamedTuple):
 
 
 class Replica:
-    """One process: rows that wait, as `(row, since when)`, and whether it is at a batch, of `rows`."""
+    """One process: rows that wait, as `(row, call, since when)`, and how many are in its batch."""
 
     def __init__(self):
         self.waiting, self.rows = collections.deque(), 0
@@ -131,11 +136,19 @@ class Replica:
         return len(self.waiting) + self.rows
 
 
-def simulate(services, replicas, exits, arrivals, seed=0):
+class Call:
+    """Rows that come to a service together, and are answered together: `(row, the call that it came in before)`."""
+
+    def __init__(self, rows):
+        self.rows, self.left = rows, len(rows)
+
+
+def simulate(services, replicas, exits, arrivals, seed=0, warm=WARM):
     """Follows requests of one row through the services.
 
-    A row goes to the less loaded of two replicas, drawn at random. A replica takes what waits, up to a full
-    batch, once that is full or its first row has waited long enough.
+    A call goes to the less loaded of two replicas, drawn at random. A replica takes what waits, up to a full
+    batch, once that is full or its first row has waited long enough; rows of it that go on are one call to the
+    next service.
 
     Args:
         services: list of `Service`, in the order in which a row takes them.
@@ -143,6 +156,7 @@ def simulate(services, replicas, exits, arrivals, seed=0):
         exits: int array, the exit at which each request leaves.
         arrivals: float array, seconds, ascending.
         seed: int, of the draws.
+        warm: int, so many requests at the beginning are not counted.
 
     Returns:
         A `Found`.
@@ -152,42 +166,51 @@ def simulate(services, replicas, exits, arrivals, seed=0):
     waits, batches = [[] for _ in services], [[] for _ in services]
     answered = np.zeros(len(exits))
     ticket = itertools.count()  # events of one time keep their order
-    # (time, ticket, service, replica, rows): rows come to a service where there is no replica; a replica has
-    # done its rows; or it looks at what waits, where there are none.
-    events = [(t, next(ticket), 0, None, (row,)) for row, t in enumerate(arrivals)]
+    # (time, ticket, service, replica, batch or call): a call comes to a service, where there is no replica yet;
+    # a replica has done its batch; or it looks at what waits, where there is neither.
+    events = [(t, next(ticket), 0, None, Call([(row, None)])) for row, t in enumerate(arrivals)]
     heapq.heapify(events)
 
     def look(now, number, replica):
         service, waiting = services[number], replica.waiting
         if replica.rows or not waiting:
             return
-        due = waiting[0][1] + service.wait
+        due = waiting[0][2] + service.wait
         if len(waiting) < service.batch and now < due:
-            return heapq.heappush(events, (due, next(ticket), number, replica, ()))
-        taken = [waiting.popleft() for _ in range(min(service.batch, len(waiting)))]
-        rows = np.array([row for row, _ in taken])
-        waits[number] += [now - since for _, since in taken]
-        batches[number].append(len(rows))
-        replica.rows = len(rows)
-        heapq.heappush(events, (now + service.seconds(exits[rows]), next(ticket), number, replica, rows))
+            heapq.heappush(events, (due, next(ticket), number, replica, None))
+            return
+        batch = [waiting.popleft() for _ in range(min(service.batch, len(waiting)))]
+        waits[number] += [now - since for *_, since in batch]
+        batches[number].append(len(batch))
+        replica.rows = len(batch)
+        taken = service.seconds(exits[[row for row, *_ in batch]], len({call for _, call, _ in batch}))
+        heapq.heappush(events, (now + taken, next(ticket), number, replica, batch))
+
+    def answer(now, row, call):
+        call.left -= 1
+        if not call.left:
+            for row, before in call.rows:
+                if before is None:
+                    answered[row] = now
+                else:
+                    answer(now, row, before)
 
     while events:
-        now, _, number, replica, rows = heapq.heappop(events)
+        now, _, number, replica, found = heapq.heappop(events)
         if replica is None:
-            for row in rows:
-                one, other = draws.choice(every[number]), draws.choice(every[number])
-                taker = one if one.load <= other.load else other
-                taker.waiting.append((row, now))
-                look(now, number, taker)
-            continue
-        if len(rows):
+            one, other = draws.choice(every[number]), draws.choice(every[number])
+            replica = one if one.load <= other.load else other
+            replica.waiting.extend((row, found, now) for row, _ in found.rows)
+        elif found:
             replica.rows = 0
-            leave = exits[rows] <= services[number].last
-            answered[rows[leave]] = now
-            if not leave.all():
-                heapq.heappush(events, (now, next(ticket), number + 1, None, rows[~leave]))
+            onward = [(row, call) for row, call, _ in found if exits[row] > services[number].last]
+            for row, call, _ in found:
+                if exits[row] <= services[number].last:
+                    answer(now, row, call)
+            if onward:
+                heapq.heappush(events, (now, next(ticket), number + 1, None, Call(onward)))
         look(now, number, replica)
-    return Found((answered - arrivals)[WARM:], _means(waits), _means(batches))
+    return Found((answered - arrivals)[warm:], _means(waits), _means(batches))
 
 
 def _means(lists):
@@ -207,18 +230,19 @@ def plan(services, shares, rate, limit, seed=0):
         List of replicas, and a `Found`; `None` where one image alone, all the way, takes longer than the limit.
     """
     last = np.array([len(shares) - 1])
-    if sum(s.seconds(last) + s.wait for s in services) > limit:
+    if sum(s.seconds(last, 1) + s.wait for s in services) > limit:
         return None
     rng = np.random.default_rng(seed)
     exits = rng.choice(len(shares), REQUESTS, p=shares)
     arrivals = np.cumsum(rng.exponential(1 / rate, REQUESTS))
     reach = np.cumsum(shares[::-1])[::-1]
-    replicas = [math.floor(rate * reach[s.first] / s.capacity(shares)) + 1 for s in services]
+    able = capacities(services, shares)
+    replicas = [math.floor(rate * reach[s.first] / rows) + 1 for s, rows in zip(services, able, strict=True)]
     while True:
         found = simulate(services, replicas, exits, arrivals)
         if found.p99 <= limit:
             return replicas, found
-        if sum(replicas) > 3 * rate * sum(s.seconds(last) for s in services) + 10:
+        if sum(replicas) > 3 * rate * sum(s.seconds(last, 1) for s in services) + 10:
             return None  # more than each request could keep busy: waits are not what is too long
         longest = int(np.argmax(found.waits))
         replicas[longest] += max(1, replicas[longest] // 10)
@@ -272,7 +296,7 @@ def planned(curves, shares, rate, limit, hop, batch, wait):
     every = ways(curves, hop, batch, wait)
     last = np.array([len(shares) - 1])
     rate = rate or 0.9 * every["whole"][0][0].capacity(to_the_end)
-    limit = limit or 4 * sum(s.seconds(last) + s.wait for s in every["chained"][0])
+    limit = limit or 4 * sum(s.seconds(last, 1) + s.wait for s in every["chained"][0])
     report = {
         "milliseconds of a stage, one row": [1e3 * curve(1) for curve in curves],
         f"milliseconds of a stage, {batch} rows": [1e3 * curve(batch) for curve in curves],
@@ -299,8 +323,9 @@ def gains(curves, scale, shares, hop, batch, wait):
 
     def seconds(way):
         services, early = every[way]
-        reach = np.cumsum(shares[::-1])[::-1] if early else np.ones(len(shares))
-        return sum(reach[s.first] / s.capacity(shares if early else to_the_end) for s in services)
+        leave = shares if early else to_the_end
+        able = capacities(services, leave)
+        return sum(sum(leave[s.first :]) / rows for s, rows in zip(services, able, strict=True))
 
     return {
         "milliseconds of the whole network, one row": 1e3 * sum(curve(1) for curve in scaled),
@@ -315,7 +340,9 @@ def main():
     parser.add_argument("--shares", type=lambda text: [float(s) for s in text.split(",")], default=SHARES)
     parser.add_argument("--rate", type=float, help="requests a second, once")
     parser.add_argument("--limit", type=float, help="seconds, of p99")
-    parser.add_argument("--hop", type=float, default=HOP, help="seconds of a core for a row from one to the next")
+    parser.add_argument(
+        "--hop", type=float, default=HOP, help="seconds of a core for a row from one to the next"
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--wait", type=float, default=0.005, help="seconds")
     parser.add_argument("--gpu", action="store_true", help="as on an accelerator: assumed, not measured")

@@ -20,6 +20,7 @@ TITLES = {
     "inference_speed": "Early exit in TensorFlow",
     "deployment_speed": "Early exit on other runtimes",
     "serving": "Early exit in a server",
+    "serving_plan": "Replicas for more load",
     "drift": "Drift",
     "calibration_speed": "Calibration",
     "tensorboard_overhead": "TensorBoard",
@@ -206,6 +207,30 @@ def serving(report):
     return [*lines, "", f"Measured on: {_facts(report)}.\n"]
 
 
+def serving_plan(report):
+    lines = [
+        "| network | requests a second | served | replicas | p99, ms | rows a batch |",
+        "| --- | ---: | --- | --- | ---: | --- |",
+    ]
+    for network, found in report.items():
+        for row in found["plans"]:
+            replicas = " + ".join(map(str, row.get("replicas", ["none keeps the limit"])))
+            cells = replicas, _number(row.get("p99, milliseconds", 0)) if "replicas" in row else ""
+            rows = " / ".join(f"{n:.1f}" for n in row.get("rows a batch", ()))
+            rate = _number(row["requests a second"])
+            lines.append(f"| {network} | {rate} | {row['way']} | {' | '.join(cells)} | {rows} |")
+    lines += [
+        "\nRequests a second for each core, over those of the whole network, by what a row costs:\n",
+        "| network, its time scaled | milliseconds of a row | one | chained |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    for network, found in report.items():
+        for gain in found["gains"]:
+            cost = _number(gain["milliseconds of the whole network, one row"])
+            lines.append(f"| {network} | {cost} | {gain['one']:.2f} | {gain['chained']:.2f} |")
+    return [*lines, "", f"Measured on: {_facts(report)}.\n"]
+
+
 def drift(report):
     length = f"{report['images in a stream']:,}"
     lines = [
@@ -229,6 +254,7 @@ TABLES = {
     "precision_accuracy": precision_accuracy,
     "scaling": scaling,
     "serving": serving,
+    "serving_plan": serving_plan,
     "drift": drift,
 }
 

@@ -18,12 +18,13 @@ network.predict(images)  # {"logits", "exit", "score"}
 from .drift import DriftReport, Monitor
 from .manifest import MANIFEST, PACKAGE, SCHEMA, read_manifest
 from .network import Runtime, Stage, load
-from .rows import Rows
+from .rows import Answers, Rows
 
 __all__ = [
     "MANIFEST",
     "PACKAGE",
     "SCHEMA",
+    "Answers",
     "DriftReport",
     "Monitor",
     "Rows",

@@ -11,7 +11,7 @@ from .. import _checks as checks
 from .. import _scores as scores
 from .engines import ENGINES, Run
 from .manifest import MANIFEST, check_file, read_manifest
-from .rows import Rows
+from .rows import Answers, Rows
 
 __all__ = ["Runtime", "Stage", "load"]
 
@@ -94,22 +94,17 @@ class Runtime:
         batch_size = int(checks.number("batch_size", 32 if batch_size is None else batch_size, low=1))
         if thresholds is not None:
             thresholds = self.thresholds(thresholds)
-        result = {
-            "logits": np.zeros((rows, self._classes), "float32"),
-            "exit": np.zeros(rows, "int32"),
-            "score": np.zeros(rows, "float32"),
-        }
+        answers = self.answers(rows)
         for first in range(0, rows, batch_size):
             here = np.arange(first, min(first + batch_size, rows))
             batch = every.take(slice(first, first + batch_size))
             for number in range(len(self.stages)):
                 found, going_on, batch = self.advance(number, batch, thresholds)
-                for key, value in found.items():
-                    result[key][here] = value
+                answers.put(here[~going_on], found, ~going_on)
                 here = here[going_on]
                 if not len(here):
                     break
-        return result
+        return answers.arrays
 
     def thresholds(self, value: float | Sequence[float] | np.ndarray) -> np.ndarray:
         """A threshold, or one for each early exit, as `advance` takes them: float32 `(exits - 1,)`.
@@ -118,6 +113,10 @@ class Runtime:
             ValueError: another number of thresholds, or one that is NaN.
         """
         return _thresholds(value, len(self.exit_names))
+
+    def answers(self, rows: int) -> Answers:
+        """Room for the answers to so many images, for a routing of one's own."""
+        return Answers(rows, self._classes)
 
     def start(self, images: np.ndarray) -> Rows:
         """Images as the first stage takes them, for a routing of one's own by `advance`.
@@ -145,8 +144,8 @@ class Runtime:
                 the export by default.
 
         Returns:
-            `(result, going_on, rest)`: what `predict` gives, for rows that leave here; a mask `(rows,)` of
-            those that go on, none after the last stage; and these as `Rows` for the next stage.
+            `(result, going_on, rest)`: what `predict` gives, for all these rows, if they left here; a mask
+            `(rows,)` of those that go on, none after the last stage; and these as `Rows` for the next stage.
         """
         stage = self.stages[number]
         made = stage.run(

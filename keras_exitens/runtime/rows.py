@@ -1,11 +1,11 @@
-"""`Rows`: images on their way from one stage to the next."""
+"""`Rows`: images on their way from one stage to the next; `Answers`: what is said of them, as it comes."""
 
 import typing
 from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["Rows"]
+__all__ = ["Answers", "Rows"]
 
 
 class Rows(typing.NamedTuple):
@@ -36,3 +36,32 @@ class Rows(typing.NamedTuple):
             for parts in ([g.values for g in groups], [g.state for g in groups])
         )
         return Rows(values, np.concatenate([g.finite for g in groups]), state)
+
+
+class Answers:
+    """What `Runtime.predict` gives for some images, gathered as rows leave. Made by `Runtime.answers`.
+
+    Attributes:
+        arrays: dict of `"logits"`, `"exit"` and `"score"`, zeros where nothing has come yet.
+        left: int, how many rows have not been answered.
+    """
+
+    def __init__(self, rows: int, classes: int) -> None:
+        self.arrays = {
+            "logits": np.zeros((rows, classes), "float32"),
+            "exit": np.zeros(rows, "int32"),
+            "score": np.zeros(rows, "float32"),
+        }
+        self.left = rows
+
+    def put(self, rows: typing.Any, found: dict[str, np.ndarray], which: typing.Any = slice(None)) -> None:
+        """Takes answers.
+
+        Args:
+            rows: index of a row, or indices `(n,)` of rows that leave.
+            found: dict of arrays, as `Runtime.advance` gives it.
+            which: index or indices in `found`, of the same rows; all by default.
+        """
+        for key, array in self.arrays.items():
+            array[rows] = found[key][which]
+        self.left -= np.size(rows)

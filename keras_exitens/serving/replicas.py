@@ -49,12 +49,37 @@ async def asked(handle: Any, *arguments: Any) -> Any:
             await asyncio.sleep(PAUSE * 2**attempt)
 
 
-def written(result: Arrays, chosen: np.ndarray, later: Arrays) -> Arrays:
-    """`result` with the rows `chosen` replaced by those of `later`."""
-    for key, value in later.items():
-        result[key] = result[key].copy()
-        result[key][chosen] = value
-    return result
+class Waiting:
+    """A request in a stage: rows, of which some may be in a batch already, others answered.
+
+    Attributes:
+        thresholds: float32 `(exits - 1, rows)`, its own for each row; they stay the same on its way.
+        taken: int, how many rows have gone into batches.
+        answered: future of the answers.
+    """
+
+    def __init__(self, rows: Any, thresholds: np.ndarray, answers: Any) -> None:
+        self.rows, self.taken = rows, 0
+        self.size = len(rows.finite)
+        self.thresholds = np.broadcast_to(
+            thresholds.reshape(len(thresholds), -1), (len(thresholds), self.size)
+        )
+        self._answers = answers
+        self.answered = asyncio.get_running_loop().create_future()
+
+    def put(self, row: int, found: Arrays, which: int) -> None:
+        """The answer to a row, which stands in `found` at `which`."""
+        self._answers.put(row, found, which)
+        if not self._answers.left and not self.answered.done():  # whoever asked may have gone
+            self.answered.set_result(self._answers.arrays)
+
+    def fail(self, problem: Exception) -> None:
+        """There will be no answer."""
+        if not self.answered.done():
+            self.answered.set_exception(problem)
+
+
+Places: TypeAlias = list[tuple[Waiting, int]]  # for each row of a batch, whose it is, and which one there
 
 
 class Stage:
@@ -82,8 +107,9 @@ class Stage:
         self._numbers, self._next = numbers, following
         self._counts = {"batches": 0, "rows": 0, "seconds": 0.0}
         self._max_batch_size, self._wait = max_batch_size, batch_wait_timeout_s
-        self._waiting: collections.deque[Any] = collections.deque()  # (rows, thresholds, answer)
+        self._waiting: collections.deque[Waiting] = collections.deque()
         self._running: asyncio.Future[None] | None = None
+        self._on_the_way: set[asyncio.Future[None]] = set()
         name = self._network.exit_names[self._network.stages[numbers[-1]].index]
         self._rows = metrics.Histogram(
             "exitens_batch_rows", "Rows that a stage ran together", [1, 2, 4, 8, 16, 32, 64, 128], ("stage",)
@@ -94,24 +120,17 @@ class Stage:
         """Takes rows as far as they have to go.
 
         Args:
-            rows: `exitens_runtime.Rows`, at most `max_batch_size` of them.
-            thresholds: float32 `(exits - 1,)`.
+            rows: `exitens_runtime.Rows`, at least one.
+            thresholds: float32 `(exits - 1,)`, or `(exits - 1, rows)`.
 
         Returns:
             A dict of arrays, as `Runtime.predict` gives it.
         """
-        result, going_on, rest = await self._batch(rows, thresholds)
-        if self._next is not None and going_on.any():
-            result = written(result, going_on, await asked(self._next, rest, thresholds))
-        return result
-
-    async def _batch(self, rows: Any, thresholds: np.ndarray) -> Any:
-        """What `_run` gives for one request, run together with those that wait beside it."""
-        answer = asyncio.get_running_loop().create_future()
-        self._waiting.append((rows, thresholds, answer))
+        request = Waiting(rows, thresholds, self._network.answers(len(rows.finite)))
+        self._waiting.append(request)
         if self._running is None or self._running.done():
             self._running = asyncio.ensure_future(self._run_all())
-        return await answer
+        return await request.answered
 
     async def _run_all(self) -> None:
         """One batch after another, until nothing waits.
@@ -121,57 +140,73 @@ class Stage:
         of 16 rows came down to two.)
         """
         while self._waiting:
-            if self._rows_waiting() < self._max_batch_size:
+            if sum(request.size - request.taken for request in self._waiting) < self._max_batch_size:
                 await asyncio.sleep(self._wait)
-            taken: list[Any] = []
-            size = 0
-            while self._waiting and (not taken or size + self._rows_of(0) <= self._max_batch_size):
-                size += self._rows_of(0)
-                taken.append(self._waiting.popleft())
+            places, rows, thresholds = self._next_batch()
             began = time.perf_counter()
             try:
-                found = await asyncio.to_thread(self._run, [request[:2] for request in taken])
+                found, going_on, rest = await asyncio.to_thread(self._run, rows, thresholds)
             except Exception as problem:
-                for *_, answer in taken:
-                    if not answer.done():
-                        answer.set_exception(problem)
+                self._fail(places, problem)
                 continue
             self._counts["batches"] += 1
-            self._counts["rows"] += size
+            self._counts["rows"] += len(places)
             self._counts["seconds"] += time.perf_counter() - began
-            self._rows.observe(size)
-            for (*_, answer), part in zip(taken, found, strict=True):
-                if not answer.done():  # whoever asked may have gone
-                    answer.set_result(part)
+            self._rows.observe(len(places))
+            for row in np.flatnonzero(~going_on):
+                request, position = places[row]
+                request.put(position, found, row)
+            if going_on.any():
+                onward = [places[row] for row in np.flatnonzero(going_on)]
+                task = asyncio.ensure_future(self._go_on(onward, rest, thresholds[:, going_on]))
+                self._on_the_way.add(task)
+                task.add_done_callback(self._on_the_way.discard)
 
-    def _rows_of(self, place: int) -> int:
-        return len(self._waiting[place][0].finite)
+    def _next_batch(self) -> tuple[Places, Any, np.ndarray]:
+        """Takes rows from those that wait, the oldest first; a large request may be cut."""
+        places: Places = []
+        groups, limits = [], []
+        while self._waiting and len(places) < self._max_batch_size:
+            request = self._waiting[0]
+            end = min(request.size, request.taken + self._max_batch_size - len(places))
+            here = slice(request.taken, end)
+            groups.append(request.rows.take(here))
+            limits.append(request.thresholds[:, here])
+            places += [(request, position) for position in range(request.taken, end)]
+            request.taken = end
+            if end == request.size:
+                self._waiting.popleft()
+        return places, type(groups[0]).joined(groups), np.concatenate(limits, axis=1)
 
-    def _rows_waiting(self) -> int:
-        return sum(map(self._rows_of, range(len(self._waiting))))
-
-    def _run(self, requests: list[Any]) -> list[Any]:
-        groups = [rows for rows, _ in requests]
-        sizes = [len(rows.finite) for rows in groups]
-        # Each request has thresholds of its own, which stay the same on its way: (exits - 1, rows).
-        thresholds = np.repeat(np.stack([limits for _, limits in requests], axis=1), sizes, axis=1)
-        rows = type(groups[0]).joined(groups)
-        on_the_way = np.arange(sum(sizes))
-        result: Arrays = {}
+    def _run(self, rows: Any, thresholds: np.ndarray) -> tuple[Arrays, np.ndarray, Any]:
+        """What `Runtime.advance` gives, of all stages that run here."""
+        answers = self._network.answers(len(rows.finite))
+        here = np.arange(answers.left)
         for number in self._numbers:
-            found, going_on, rows = self._network.advance(number, rows, thresholds[:, on_the_way])
-            result = written(result, on_the_way, found) if result else found
-            on_the_way = on_the_way[going_on]
-            if not len(on_the_way):
+            found, going_on, rows = self._network.advance(number, rows, thresholds[:, here])
+            answers.put(here[~going_on], found, ~going_on)
+            here = here[going_on]
+            if not len(here):
                 break
-        answers = []
-        for first, size in zip(np.cumsum([0, *sizes[:-1]]).tolist(), sizes, strict=True):
-            here = (on_the_way >= first) & (on_the_way < first + size)
-            mask = np.zeros(size, bool)
-            mask[on_the_way[here] - first] = True
-            part = {key: value[first : first + size] for key, value in result.items()}
-            answers.append((part, mask, rows.take(here) if mask.any() else None))
-        return answers
+        mask = np.zeros(thresholds.shape[1], bool)
+        mask[here] = True
+        return answers.arrays, mask, rows
+
+    async def _go_on(self, places: Places, rows: Any, thresholds: np.ndarray) -> None:
+        """Hands on what is left of a batch, in one call: a call costs milliseconds, whatever is in it."""
+        try:
+            found = await asked(self._next, rows, thresholds)
+        except Exception as problem:
+            self._fail(places, problem)
+            return
+        for row, (request, position) in enumerate(places):
+            request.put(position, found, row)
+
+    def _fail(self, places: Places, problem: Exception) -> None:
+        for request, _ in places:
+            request.fail(problem)
+            if request in self._waiting:  # the rest of it need not run
+                self._waiting.remove(request)
 
     async def stats(self) -> dict[str, float]:
         """Dict of `batches`, `rows` and `seconds` spent in them since the replica began."""

@@ -64,7 +64,7 @@ def check(found, wanted, policy, rows=slice(None), tolerance=2e-6):
     wanted = {key: value[rows] for key, value in wanted.items()}
     thresholds = np.asarray(policy.thresholds)
     near = np.abs(wanted["score"][:, None] - thresholds).min(axis=1) < tolerance
-    assert near.mean() <= 0.02
+    assert near.sum() <= max(1, 0.02 * len(near))
     same = found["exit"] == wanted["exit"]
     assert same[~near].all()
     np.testing.assert_allclose(found["logits"][same], wanted["logits"][same], atol=1e-3, rtol=1e-4)

@@ -48,19 +48,15 @@ class TritonPythonModel:
         rows = self._network.start(images)
         if not rows.finite.all():
             raise ValueError("some pixels are not finite: NaN or infinity")
-        result, here = None, np.arange(len(images))
+        answers, here = self._network.answers(len(images)), np.arange(len(images))
         for number in range(len(self._models)):
             made = await self._run(number, rows)
             found, going_on, rows = self._network.observe(number, rows, made, self._thresholds)
-            if result is None:
-                result = {key: value.copy() for key, value in found.items()}
-            else:
-                for key, value in found.items():
-                    result[key][here] = value
+            answers.put(here[~going_on], found, ~going_on)
             here = here[going_on]
             if not len(here):
                 break
-        return result
+        return answers.arrays
 
     async def _run(self, number, rows):
         inputs = self._network.stages[number].inputs.items()

@@ -1,0 +1,217 @@
+"""What to choose, for the accuracy report: objectives in both regimes, early exit at half cost, what to train first."""
+
+import collections
+
+import numpy as np
+from accuracy import (
+    BUDGETS,
+    FIRST,
+    JUDGED,
+    LAST,
+    OVERFIT,
+    PLAIN,
+    REMEDIES,
+    SCREENED,
+    SCREENED_ON,
+    SEARCH_SEED,
+    SECOND,
+    SEEDS,
+    WIDER,
+    WIDTHS,
+    preset,
+    resolved,
+)
+from accuracy_results import key_of
+from accuracy_statistics import paired
+from accuracy_text import plus_minus, signed, table
+
+__all__ = ["choice", "regret_table"]
+
+BASE, FINAL = "cross-entropy", "final"
+
+
+def runs_of(lines, name, **only):
+    """The runs of a preset that are done, `{(network, method, …): {seed: line}}`.
+
+    What varies beyond network, method and seed stands behind them: the width, the head, and what was trained
+    first, where the preset has any of these.
+    """
+    found = collections.defaultdict(dict)
+    for job in preset(name, **only):
+        settings = resolved(job, lines)
+        line = settings and lines.get(key_of(settings))
+        if line and not line["diverged"] and settings["seed"] != SEARCH_SEED:
+            extra = tuple(settings[field] for field in ("then", "rate") if "then" in settings)
+            width = (settings["width"],) if name == "narrow" else ()
+            found[(settings["network"], settings["method"], *extra, *width)][settings["seed"]] = line
+    return dict(found)
+
+
+def test(line, name=FINAL):
+    return 100 * line["test"]["last"][name]
+
+
+def early_mean(line):
+    return float(np.mean([test(line, name) for name in line["exits"][:-1]]))
+
+
+def seen(line):
+    """What chooses among objectives: accuracy of the final exit on images that neither train nor test, in percent.
+
+    Those of the validation part that were not looked at during training; where there are too few, the mean
+    over the last epochs of those that were.
+    """
+    if "screening" in line:
+        return 100 * line["screening"][FINAL]
+    return 100 * float(np.mean(line["validation"][FINAL][-LAST:]))
+
+
+# The objectives in both regimes
+
+
+def regimes(lines):
+    """`{name: runs}` of both, on what the candidates were tried on."""
+    common = (PLAIN, BASE, "eed-mse", "eed-kl", *REMEDIES)
+    seeds = SEEDS[:SCREENED]
+    under = runs_of(lines, "remedies", networks=list(SCREENED_ON), methods=list(common), seeds=seeds)
+    under |= runs_of(lines, "second", networks=list(SCREENED_ON), seeds=seeds)
+    under |= runs_of(lines, "main", networks=list(SCREENED_ON), methods=["dbt", "byot", "beed"], seeds=seeds)
+    return {"under-fitted": under, "over-fitted": runs_of(lines, "overfit")}
+
+
+def against_plain(runs, method, value):
+    """`Paired` of a method and the plain network, all networks and seeds of a regime together."""
+    gaps = []
+    for network, name in runs:
+        if name == method:
+            mine, plain = runs[network, method], runs.get((network, PLAIN), {})
+            gaps += [value(mine[seed]) - value(plain[seed]) for seed in sorted(mine.keys() & plain.keys())]
+    return paired(gaps)
+
+
+def regret_table(found):
+    """The objectives, least regret first: how far each stays behind the best one of a regime, on validation images.
+
+    Args:
+        found: dict from the name of a regime to its runs.
+    """
+    gains = {
+        method: {regime: against_plain(runs, method, seen) for regime, runs in found.items()}
+        for method in dict.fromkeys((*JUDGED, *REMEDIES, *SECOND))
+        if method != PLAIN
+    }
+    gains = {method: each for method, each in gains.items() if all(each.values())}
+    if not gains:
+        return "No objective has been run in both regimes yet.\n"
+    best = {regime: max(each[regime].mean for each in gains.values()) for regime in found}
+    rows = []
+    for method, each in gains.items():
+        regret = {regime: best[regime] - each[regime].mean for regime in found}
+        tested = [against_plain(runs, method, test) for runs in found.values()]
+        cells = [signed(gain, p=False) for gain in (*each.values(), *tested)]
+        pairs = ", ".join(str(gain.count) for gain in each.values())
+        rows.append((max(regret.values()), [method, pairs, f"{max(regret.values()):.2f}", *cells]))
+    header = ["objective", "pairs", "**most regret**", *(f"validation, {regime}" for regime in found)]
+    header += [f"test, {regime}" for regime in found]
+    return table(header, [row for _, row in sorted(rows, key=lambda row: row[0])])
+
+
+# Early exit at half the cost; and what to train first
+
+
+def _cells(lines):
+    """Seeds, right at each exit, and at each budget."""
+    lines = list(lines.values())
+    exits = " / ".join(f"{np.mean([test(line, name) for line in lines]):.1f}" for name in lines[0]["exits"])
+    budgets = []
+    for budget in BUDGETS:
+        values = [
+            100 * line["early_exit"][str(budget)]["accuracy"]
+            for line in lines
+            if str(budget) in line.get("early_exit", {})
+        ]
+        budgets.append(plus_minus(values) if values else "–")
+    return [len(lines), exits, *budgets]
+
+
+_COLUMNS = ["seeds", "right at each exit", *(f"early exit at {budget:.0%}" for budget in BUDGETS)]
+
+
+def half_table(lines):
+    """Early exit by the default head, beside plain networks that cost as much."""
+    full, narrow, half = (runs_of(lines, name) for name in ("overfit", "narrow", "half"))
+    rows = []
+    for network in WIDER:
+        whole = full.get((network, PLAIN))
+        if not whole:
+            continue
+        cost = next(iter(whole.values()))["multiply_adds"][-1]
+        rows.append([network, "plain", "100%", *_cells(whole)])
+        for width in sorted(WIDTHS, reverse=True):
+            if smaller := narrow.get((network, PLAIN, width)):
+                share = next(iter(smaller.values()))["multiply_adds"][-1] / cost
+                rows.append([network, "plain, smaller", f"{share:.0%}", *_cells(smaller)])
+        for (name, method), found in half.items():
+            if name == network:
+                share = next(iter(found.values()))["multiply_adds"][-1] / cost
+                rows.append([network, method, f"{share:.0%}", *_cells(found)])
+    return (
+        table(["network", "trained by", "cost of all of it", *_COLUMNS], rows) if rows else "No runs yet.\n"
+    )
+
+
+def first_table(lines):
+    """The network first and then its exits, beside all together from scratch, at as many epochs in all."""
+    scratch, after = runs_of(lines, "half"), runs_of(lines, "first")
+    epochs, first = OVERFIT["epochs"], FIRST["first"]
+    rows = []
+    for network in WIDER:
+        for (name, method), found in scratch.items():
+            if name == network and method in (BASE, "eed-kl"):
+                rows.append([network, f"{epochs} epochs together", method, *_cells(found)])
+        for (name, method, then, rate), found in sorted(after.items(), key=str):
+            if name == network:
+                way = f"{first} alone, {epochs - first} {'together' if then == 'joint' else 'exits alone'}"
+                rows.append([network, f"{way}, rate {rate:g}", method, *_cells(found)])
+    return table(["network", "epochs", "objective", *_COLUMNS], rows) if rows else "No runs yet.\n"
+
+
+INTRODUCTION = """\
+Two regimes, and an objective has to be good in both. **Under-fitted**: 94 characters, 3,000 images, 20
+epochs; training and validation accuracy are alike at the end. **Over-fitted**: CIFAR-100, 50 images a class,
+{epochs} epochs, ResNet10 and VGG11 of a quarter of their width, the paper's rate and schedule; {regime}.
+Points of the final exit over the plain network's of the same seed. Regret is how far an objective
+stays behind the best one of a regime, on validation images; "most" is the larger of both. Test images are for
+reading alone. `benchmarks/accuracy_methods.py` has the formulas of those that are not in the library.
+"""
+
+
+def regime(runs):
+    """How far training and test accuracy of the plain networks are apart, in words."""
+    plain = [line for (_, method), seeds in runs.items() if method == PLAIN for line in seeds.values()]
+    if not plain:
+        return "no run yet"
+    training = np.mean([100 * line["training"][FINAL][-1] for line in plain])
+    return (
+        f"the plain networks end at {training:.0f}% of the training images, augmented, and "
+        f"{np.mean([test(line) for line in plain]):.0f}% of the test images"
+    )
+
+
+def choice(lines):
+    """The sections, a list of Markdown texts."""
+    found = regimes(lines)
+    introduction = INTRODUCTION.format(epochs=OVERFIT["epochs"], regime=regime(found["over-fitted"]))
+    return [
+        "\n## What to choose\n",
+        introduction,
+        regret_table(found),
+        "\n### Early exit at half of the cost\n",
+        "Trained in the over-fitted regime, with the default head. Thresholds spend at most that share of the "
+        "network's multiply-adds on the calibration images; accuracy is of test images.\n",
+        half_table(lines),
+        "\n### The network first, or all together?\n",
+        "The same images, head and number of epochs in all, each part with a learning rate that begins at 0.1, "
+        "or as said.\n",
+        first_table(lines),
+    ]
