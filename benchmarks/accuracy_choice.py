@@ -1,4 +1,4 @@
-"""What to choose, for the accuracy report: objectives in both regimes, early exit at half cost, what to train first."""
+"""What to choose, for the accuracy report: objectives in both regimes, half cost, what to train first."""
 
 import collections
 
@@ -56,7 +56,7 @@ def early_mean(line):
 
 
 def seen(line):
-    """What chooses among objectives: accuracy of the final exit on images that neither train nor test, in percent.
+    """What chooses among objectives: accuracy of the final exit on images kept for that, in percent.
 
     Those of the validation part that were not looked at during training; where there are too few, the mean
     over the last epochs of those that were.
@@ -90,7 +90,7 @@ def against_plain(runs, method, value):
 
 
 def regret_table(found):
-    """The objectives, least regret first: how far each stays behind the best one of a regime, on validation images.
+    """The objectives, least regret first: how far each stays behind the best one, on validation images.
 
     Args:
         found: dict from the name of a regime to its runs.
@@ -207,11 +207,11 @@ def choice(lines):
         introduction,
         regret_table(found),
         "\n### Early exit at half of the cost\n",
-        "Trained in the over-fitted regime, with the default head. Thresholds spend at most that share of the "
-        "network's multiply-adds on the calibration images; accuracy is of test images.\n",
+        "Trained in the over-fitted regime, with the default head. Thresholds spend at most that share of\n"
+        "the network's multiply-adds on the calibration images; accuracy is of test images.\n",
         half_table(lines),
         "\n### The network first, or all together?\n",
-        "The same images, head and number of epochs in all, each part with a learning rate that begins at 0.1, "
-        "or as said.\n",
+        "The same images, head and number of epochs in all. Each part begins with a learning rate of 0.1, or\n"
+        "the one that is said.\n",
         first_table(lines),
     ]

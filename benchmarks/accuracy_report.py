@@ -41,8 +41,8 @@ from accuracy import (
     count_done,
     preset,
 )
-from accuracy_results import Results
 from accuracy_choice import choice
+from accuracy_results import Results
 from accuracy_statistics import holm, paired
 from accuracy_text import difference, p_value, plus_minus, signed, table
 

@@ -4,14 +4,15 @@
     python benchmarks/serving_plan.py --export served    # yours, an ONNX or LiteRT export
     python benchmarks/serving_plan.py --export served --rate 200 --limit 0.3 --shares 0.5,0.3,0.1,0.1
 
-Each stage is timed alone, on one thread, at batches of 1 to 16 rows. The simulation lets requests of one image
-come at random (exponential gaps), and follows each of them: a request goes to the less loaded of two replicas, which
-takes what waits, up to a full batch, or what there is after a short wait, as Ray and `keras_exitens.serving` do. `--hop` is the core time of
-a call from one deployment to the next; the default was derived from benchmarks/serving.py. The
-plan has the fewest replicas, a core each, by which 99% of the requests are answered within the limit: it begins
-with the fewest that can bear the load, and gives one more to the stage where rows wait longest until that holds.
-`--gpu` plans for stages as on a fast accelerator, where rows of a batch are nearly free: 2 ms a batch and a
-fiftieth of the measured time a row. That is an assumption, for comparison, and no measurement.
+Each stage is timed alone, on one thread, at batches of 1 to 16 rows. The simulation lets requests of one
+image come at random (exponential gaps), and follows each of them: a request goes to the less loaded of two
+replicas, which takes what waits, up to a full batch, or what there is after a short wait, as Ray and
+`keras_exitens.serving` do. `--hop` is the core time of a call from one deployment to the next; the default
+was derived from benchmarks/serving.py. The plan has the fewest replicas, a core each, by which 99% of the
+requests are answered within the limit: it begins with the fewest that can bear the load, and gives one more
+to the stage where rows wait longest until that holds. `--gpu` plans for stages as on a fast accelerator,
+where rows of a batch are nearly free: 2 ms a batch and a fiftieth of the measured time a row. That is an
+assumption, for comparison, and no measurement.
 
 What it leaves out: the network between machines, and the router, of which one is needed for some hundred
 requests a second.
@@ -40,8 +41,9 @@ RESULTS = pathlib.Path(__file__).parent / "results" / "serving_plan.json"
 BATCHES = (1, 2, 4, 8, 16)
 REQUESTS, WARM = 20_000, 2_000  # of a simulation, and how many of them are not counted
 TIMES = (1, 10, 100)  # the load
-# Seconds. Beside one deployment, a chain has 0.36 calls more for each request of ResNet50, by its rows a batch, and
-# two cores answered 42 and 50 of them a second: 20 ms a call, which carries up to 15 MB. ResNet18's took 6 ms.
+# Seconds. Beside one deployment, a chain has 0.36 calls more for each request of ResNet50, by its rows a
+# batch, and two cores answered 42 and 50 of them a second: 20 ms a call, which carries up to 15 MB.
+# ResNet18's took 6 ms.
 HOP = 0.015
 SCALES = (0.1, 0.3, 1, 3, 10, 30)
 
@@ -137,7 +139,7 @@ class Replica:
 
 
 class Call:
-    """Rows that come to a service together, and are answered together: `(row, the call that it came in before)`."""
+    """Rows that come to a service and are answered together: `(row, the call that it came in before)`."""
 
     def __init__(self, rows):
         self.rows, self.left = rows, len(rows)
@@ -147,8 +149,8 @@ def simulate(services, replicas, exits, arrivals, seed=0, warm=WARM):
     """Follows requests of one row through the services.
 
     A call goes to the less loaded of two replicas, drawn at random. A replica takes what waits, up to a full
-    batch, once that is full or its first row has waited long enough; rows of it that go on are one call to the
-    next service.
+    batch, once that is full or its first row has waited long enough; rows of it that go on are one call to
+    the next service.
 
     Args:
         services: list of `Service`, in the order in which a row takes them.
@@ -166,8 +168,8 @@ def simulate(services, replicas, exits, arrivals, seed=0, warm=WARM):
     waits, batches = [[] for _ in services], [[] for _ in services]
     answered = np.zeros(len(exits))
     ticket = itertools.count()  # events of one time keep their order
-    # (time, ticket, service, replica, batch or call): a call comes to a service, where there is no replica yet;
-    # a replica has done its batch; or it looks at what waits, where there is neither.
+    # (time, ticket, service, replica, batch or call): a call comes to a service, where there is no replica
+    # yet; a replica has done its batch; or it looks at what waits, where there is neither.
     events = [(t, next(ticket), 0, None, Call([(row, None)])) for row, t in enumerate(arrivals)]
     heapq.heapify(events)
 
@@ -227,7 +229,8 @@ def plan(services, shares, rate, limit, seed=0):
         limit: seconds within which 99% of the requests are to be answered.
 
     Returns:
-        List of replicas, and a `Found`; `None` where one image alone, all the way, takes longer than the limit.
+        List of replicas, and a `Found`; `None` where one image alone, all the way, takes longer than the
+        limit.
     """
     last = np.array([len(shares) - 1])
     if sum(s.seconds(last, 1) + s.wait for s in services) > limit:
@@ -289,8 +292,8 @@ def ways(curves, hop, batch, wait):
 def planned(curves, shares, rate, limit, hop, batch, wait):
     """The report: for each load and way, replicas, p99 in milliseconds, rows a batch.
 
-    The rate of the load "1" is the one given, or what one core answers of the whole network, nine tenths full;
-    the limit the one given, or four times what one image alone takes all the way through a chain.
+    The rate of the load "1" is the one given, or what one core answers of the whole network, nine tenths
+    full; the limit the one given, or four times what one image alone takes all the way through a chain.
     """
     to_the_end = [0.0] * (len(shares) - 1) + [1.0]
     every = ways(curves, hop, batch, wait)
@@ -316,7 +319,7 @@ def planned(curves, shares, rate, limit, hop, batch, wait):
 
 
 def gains(curves, scale, shares, hop, batch, wait):
-    """Requests a second for each core, over those of the whole network, if stages took `scale` times as long."""
+    """Requests a second of a core, over those of the whole network, if stages took `scale` times as long."""
     scaled = [Curve(curve.rows, tuple(scale * s for s in curve.seconds)) for curve in curves]
     every = ways(scaled, hop, batch, wait)
     to_the_end = [0.0] * (len(shares) - 1) + [1.0]

@@ -4,12 +4,12 @@
     KERAS_BACKEND=jax python benchmarks/gpu/study.py --data-dir FOLDER --tiny      # a look, on a CPU
     KERAS_BACKEND=jax python benchmarks/gpu/study.py --data-dir FOLDER --speed     # images a second, and stop
 
-FOLDER holds CIFAR-100 as its authors publish it. Images, weights and optimizer stay on the device; an epoch is one
-compiled program, a scan over the steps of the library's own training step, with shifts and mirroring in it; the
-seeds of one network and method run as one by `vmap`. TensorFlow is not needed.
+FOLDER holds CIFAR-100 as its authors publish it. Images, weights and optimizer stay on the device; an epoch
+is one compiled program, a scan over the steps of the library's own training step, with shifts and mirroring
+in it; the seeds of one network and method run as one by `vmap`. TensorFlow is not needed.
 
-A group of seeds is one entry of the list: `--networks` times `--methods`, in that order, and each seed a line of
-the results when the group is done. Groups that are there are skipped. No group is begun that would not end
+A group of seeds is one entry of the list: `--networks` times `--methods`, in that order, and each seed a line
+of the results when the group is done. Groups that are there are skipped. No group is begun that would not end
 within `--minutes`, by the time of the last epoch. Lines have the form of benchmarks/accuracy.py; training,
 validation, calibration and test images are the same parts as there. `--chunk` epochs run between two looks at
 the validation images.
@@ -17,7 +17,6 @@ the validation images.
 
 import argparse
 import functools
-import json
 import os
 import pathlib
 import sys

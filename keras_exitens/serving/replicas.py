@@ -153,7 +153,7 @@ class Stage:
             self._counts["rows"] += len(places)
             self._counts["seconds"] += time.perf_counter() - began
             self._rows.observe(len(places))
-            for row in np.flatnonzero(~going_on):
+            for row in np.flatnonzero(~going_on).tolist():
                 request, position = places[row]
                 request.put(position, found, row)
             if going_on.any():
