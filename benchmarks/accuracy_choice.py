@@ -211,7 +211,7 @@ def choice(lines):
         "the network's multiply-adds on the calibration images; accuracy is of test images.\n",
         half_table(lines),
         "\n### The network first, or all together?\n",
-        "The same images, head and number of epochs in all. Each part begins with a learning rate of 0.1, or\n"
-        "the one that is said.\n",
+        "The same images, head and number of epochs in all. Each part begins with a rate of 0.1, or the one\n"
+        "that is said.\n",
         first_table(lines),
     ]

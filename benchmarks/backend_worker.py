@@ -11,12 +11,13 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # the default depends on th
 
 import keras
 import numpy as np
+from leaving import leaving
 
 import keras_exitens as kx
 from keras_exitens._stages.compiled import compiled
 from keras_exitens.stages import handed_on, split
 
-SIZE, CLASSES, SHARES = 32, 100, (40, 30, 20, 10)
+SIZE, CLASSES = 32, 100
 
 
 class Same(keras.utils.PyDataset):
@@ -74,30 +75,15 @@ def network(width):
     return model
 
 
-def thresholds_for(logits):
-    """Thresholds at which `SHARES` of the rows leave at each exit, and how many rows reach each stage."""
-    score = kx.policies.MaxProbability(0.0).score
-    rows = logits.shape[1]
-    last = np.round(np.cumsum(SHARES) / 100 * rows).astype(int)
-    here, found, reached = np.arange(rows), [], [rows]
-    for i, end in enumerate(last[:-1]):
-        surest = here[np.argsort(-score(logits[i][here]), kind="stable")]
-        count = end - (rows - len(here))
-        s = score(logits[i][surest])
-        found.append(float((s[count - 1] + s[count]) / 2) if count else float("inf"))
-        here = surest[count:]
-        reached.append(len(here))
-    return found, reached
-
-
 def routing(batch, width, rounds):
     """Seconds of `predict_on_batch`, and of the stages alone on the rows that reach them, in turns."""
     model = network(width)
     x = np.random.default_rng(1).normal(size=(batch, SIZE, SIZE, 3)).astype("float32")
     found = model.predict_on_batch(x)
-    thresholds, reached = thresholds_for(
+    thresholds, counts = leaving(
         np.stack([keras.ops.convert_to_numpy(found[name]) for name in kx.exit_names(model)])
     )
+    reached = [sum(counts[k:]) for k in range(4)]
     early = kx.EarlyExit(model, kx.policies.MaxProbability(thresholds))
     exits = early.predict_on_batch(x)["exit"]
     assert [int((exits >= i).sum()) for i in range(4)] == reached

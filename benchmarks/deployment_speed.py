@@ -32,14 +32,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 from inference_speed import normalised, ratio
+from leaving import SHARES, leaving
 
 import keras_exitens as kx
-from keras_exitens import _scores as scores
 from keras_exitens import runtime
 from keras_exitens._stages import freezing
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "deployment_speed.json"
-SHARES = (0.4, 0.3, 0.2, 0.1)
 IMAGES = 64
 ENGINES = ("tensorflow", "litert", "onnx")
 
@@ -64,15 +63,9 @@ def build(args):
         scale = 2 / logits.std(axis=0)
         classifier.set_weights([kernel * scale, (bias - logits.mean(axis=0)) * scale])
     outputs = model.predict(images, batch_size=16, verbose=0)
-    exits, thresholds = np.full(IMAGES, len(names) - 1), []
-    here = np.arange(IMAGES)
-    for k, name in enumerate(names[:-1]):
-        score = scores.max_probability(np, outputs[name][here])
-        order = np.argsort(-score)
-        leaving = round(SHARES[k] * IMAGES)
-        thresholds.append(float(score[order[leaving - 1 : leaving + 1]].mean()))
-        exits[here[order[:leaving]]] = k
-        here = np.sort(here[order[leaving:]])
+    logits = np.stack([outputs[name] for name in names])
+    policy = kx.policies.MaxProbability(leaving(logits)[0])
+    exits = policy.decide(logits)
     # Neighbours leave at different exits, so that batches are alike.
     rank = np.empty(IMAGES)
     for k in range(len(names)):
@@ -80,7 +73,7 @@ def build(args):
         rank[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
     order = np.argsort(rank, kind="stable")
     return (
-        kx.EarlyExit(model, kx.policies.MaxProbability(thresholds), optimize=True),
+        kx.EarlyExit(model, policy, optimize=True),
         images[order],
         exits[order],
     )

@@ -42,6 +42,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from leaving import leaving
 from measuring import in_turns, keeper, ratio
 
 import keras_exitens as kx
@@ -80,21 +81,6 @@ def images(rows, seed=0):
     return tf.constant(np.random.default_rng(seed).normal(size=(rows, SIZE, SIZE, 3)).astype("float32"))
 
 
-def thresholds_for(logits, shares):
-    """Thresholds at which `shares` (percent) of the rows leave at each exit, and how many rows that is."""
-    score = kx.policies.MaxProbability(0.0).score
-    rows = logits.shape[1]
-    last = np.round(np.cumsum(shares) / 100 * rows).astype(int)
-    here, found, counts = np.arange(rows), [], []
-    for i, end in enumerate(last[:-1]):
-        surest = here[np.argsort(-score(logits[i][here]), kind="stable")]
-        count = end - sum(counts)
-        s = score(logits[i][surest])
-        found.append(float((s[count - 1] + s[count]) / 2) if count else float("inf"))
-        here, counts = surest[count:], [*counts, int(count)]
-    return found, [*counts, len(here)]
-
-
 def stacked(model, x):
     logits = model.predict(x, batch_size=16, verbose=0)
     return np.stack([logits[name] for name in kx.exit_names(model)])
@@ -123,7 +109,7 @@ def stage_calls(model, x, counts):
 
 def routing(model, batch, shares, rounds):
     x = images(batch)
-    thresholds, counts = thresholds_for(stacked(model, x), SHARES[shares])
+    thresholds, counts = leaving(stacked(model, x), SHARES[shares])
     early = kx.EarlyExit(model, kx.policies.MaxProbability(thresholds))
     routed = compiled(early.route)
     found = np.bincount(routed(x)["exit"], minlength=4).tolist()
@@ -157,7 +143,7 @@ def beside_plain(name, shares, rounds, batch=32):
     model = network(name=name)
     plain = compiled(functools.partial(kx.strip_exits(model, activation=None), training=False))
     x, one = images(batch), images(1)
-    thresholds, counts = thresholds_for(stacked(model, x), SHARES[shares])
+    thresholds, counts = leaving(stacked(model, x), SHARES[shares])
     policies = {
         "shares": kx.policies.MaxProbability(thresholds),
         "exit 1": kx.policies.MaxProbability(float("-inf")),
@@ -297,7 +283,7 @@ def earlyon(python, batch, rounds):
             [float("inf")] * exit + [float("-inf")] * (3 - exit) for exit in (0, 0, 0, 0, 1, 1, 1, 2, 2, 3)
         ]
     else:
-        cases = [thresholds_for(stacked(model, x), SHARES["40/30/20/10"])[0]]
+        cases = [leaving(stacked(model, x), SHARES["40/30/20/10"])[0]]
     calls = {}
     for name, flag in (("", False), (" optimized", True)):
         early = kx.EarlyExit(model, kx.policies.MaxProbability(0.5), optimize=flag)

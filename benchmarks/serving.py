@@ -29,10 +29,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
+from leaving import leaving
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "serving.json"
 STAGES = ("exit_1", "exit_2", "exit_3", "final")
-SHARES = (0.4, 0.3, 0.2, 0.1)
 WAYS = ("whole", "one", "chained")
 NETWORKS = {"ResNet50": 224, "ResNet152": 224, "ResNet18": 32}
 PORT = 8345
@@ -53,26 +53,12 @@ def exports(network, size, folder, rows):
     model = kx.add_exits(keras.Model(pixels, inner(scaled)), 3)
     images = np.random.default_rng(0).integers(0, 256, (rows, size, size, 3)).astype("uint8")
     records = kx.collect(model, (images, np.zeros(rows, int)), verbose=0)
-    policy = spread(records.logits)
+    thresholds, _ = leaving(records.logits)
+    policy = kx.policies.MaxProbability(thresholds)
     kx.EarlyExit(model, policy).export(folder / "early", format="onnx")
     never = kx.policies.MaxProbability(policy.thresholds, enabled=[False] * 3)
     kx.EarlyExit(model, never).export(folder / "whole", format="onnx")
     return images, policy.decide(records.logits)
-
-
-def spread(logits):
-    """A policy by which the rows leave in `SHARES`."""
-    import keras_exitens as kx
-
-    plain = kx.policies.MaxProbability(0.5).for_exits(len(SHARES))
-    thresholds, here = [], np.ones(logits.shape[1], bool)
-    for values, share in zip(logits[:-1], SHARES[:-1], strict=True):
-        score = np.asarray(plain.observe(values, 0)[1])
-        order = np.sort(score[here])[::-1]
-        leave = round(share * len(score))
-        thresholds.append(float(order[leave - 1 : leave + 1].mean()))
-        here &= score < thresholds[-1]
-    return kx.policies.MaxProbability(thresholds)
 
 
 # The client

@@ -35,7 +35,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 import numpy as np
-from serving import NETWORKS, SHARES, exports
+from leaving import SHARES
+from serving import NETWORKS, exports
 
 RESULTS = pathlib.Path(__file__).parent / "results" / "serving_plan.json"
 BATCHES = (1, 2, 4, 8, 16)

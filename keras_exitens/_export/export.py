@@ -223,19 +223,20 @@ def _write_stages(
     """Writes one file a stage; gives what the manifest says of each."""
     exits = early.exit_names
     chain = split(model, [exits[i] for i in early.policy.enabled_exits(len(exits))])
-    files = []
-    for k, stage in enumerate(chain):
-        file = f"stage_{k + 1}.{'tflite' if format == 'litert' else 'onnx'}"
-        if format == "triton":
-            file = repository.stage_file(early.model.name, stage.exit)
+    if format == "triton":
+        files = [repository.stage_file(early.model.name, stage.exit) for stage in chain]
+    else:
+        files = [f"stage_{k + 1}.{'tflite' if format == 'litert' else 'onnx'}" for k in range(len(chain))]
+    told = []
+    for k, (stage, file) in enumerate(zip(chain, files, strict=True)):
         path = folder / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        if format in ("onnx", "triton"):
-            to_onnx(stage, path)
-        else:
+        if format == "litert":
             to_litert(stage, path, quantize, _examples(chain[: k + 1], images))
+        else:
+            to_onnx(stage, path)
         content = path.read_bytes()
-        files.append(
+        told.append(
             {
                 "exit": stage.exit,
                 "file": file,
@@ -244,10 +245,9 @@ def _write_stages(
                 "inputs": [described(name, t) for name, t in stage.model.input.items()],
                 "outputs": [described(name, t) for name, t in stage.model.output.items()],
                 "carried": list(stage.carried),
-                **({"triton_model": path.parts[-3]} if format == "triton" else {}),
             }
         )
-    return files
+    return told
 
 
 def _examples(

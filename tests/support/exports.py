@@ -3,6 +3,7 @@
 import typing
 
 import numpy as np
+from leaving import leaving
 
 import keras_exitens as kx
 
@@ -34,26 +35,12 @@ def exported(folder, format, shares=(0.4, 0.3, 0.2, 0.1), rows=240, backbone=Non
     model = kx.add_exits(backbone, len(shares) - 1, name=MODEL)
     images = np.random.default_rng(0).normal(size=(rows, *backbone.input_shape[1:])).astype("float32")
     records = kx.collect(model, (images, np.zeros(rows, int)), verbose=0)
-    policy = spread(records.logits, shares)
+    thresholds, _ = leaving(records.logits, shares)
+    policy = kx.policies.MaxProbability(thresholds)
     early = kx.EarlyExit(model, policy)
     outputs = early.predict(images, verbose=0)
     early.export(folder, format=format, **options)
     return Exported(str(folder), images, outputs, policy, records)
-
-
-def spread(logits, shares):
-    """A policy by which the rows leave in these shares."""
-    scores = [
-        np.asarray(kx.policies.MaxProbability(0.5).for_exits(len(shares)).observe(z, 0)[1]) for z in logits
-    ]
-    thresholds, here = [], np.ones(len(scores[0]), bool)
-    for score, share in zip(scores[:-1], shares[:-1], strict=True):
-        leave = round(share * len(score))
-        # Between two scores, so that no row is near.
-        order = np.sort(score[here])[::-1]
-        thresholds.append(float(order[leave - 1 : leave + 1].mean()))
-        here &= score < thresholds[-1]
-    return kx.policies.MaxProbability(thresholds)
 
 
 def check(found, wanted, policy, rows=slice(None), tolerance=2e-6):

@@ -29,10 +29,11 @@ def stage_file(model: str, exit_name: str) -> str:
 
 
 def write_stage(repository: pathlib.Path, stage: dict[str, Any], backend: str) -> None:
-    """Writes what Triton has to know of a stage whose file is there already."""
+    """Writes what Triton has to know of a stage whose file is there already, and says how it calls it."""
     folder = (repository / stage["file"]).parent
     if backend == "python":
         shutil.copy(_HERE / "stage.py", folder / "model.py")
+    stage["triton_model"] = folder.parent.name
     text = _config(stage["triton_model"], backend, stage["inputs"], stage["outputs"], 1)
     (folder.parent / "config.pbtxt").write_text(text, encoding="utf-8")
 
