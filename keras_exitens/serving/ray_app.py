@@ -29,6 +29,7 @@ def ray_app(
 
     A batch shrinks at each exit: alone, the later stages would run on few rows. Here each stage has a queue,
     so that rows of *different* requests that go on share its next batch, and each can be scaled by its load.
+    What goes on from a batch is one call to the next stage, and is answered together.
 
     ```python
     early.export("serving", format="onnx")
