@@ -25,9 +25,13 @@ import time
 os.environ.setdefault("KERAS_BACKEND", "jax")
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+import keras
+
+if keras.backend.backend() != "jax":
+    sys.exit("This program runs on JAX: KERAS_BACKEND=jax python benchmarks/gpu/study.py")
+
 import jax
 import jax.numpy as jnp
-import keras
 import numpy as np
 from accuracy import PAPER, PLAIN, build, images_of, learning_rate
 from accuracy_methods import make
@@ -37,7 +41,6 @@ import keras_exitens as kx
 
 NETWORKS = {"ResNet18": 0.5, "VGG13": 0.5, "WideResNet16_4": 0.5, "ResNeXt50": 0.5}
 RECIPE = {"train_size": None, "batch": 128, "schedule": "steps", "l2": 5e-4, "augment": "auto"}
-SHIFT = 4  # pixels
 EVALUATION = 500
 
 
@@ -107,11 +110,12 @@ class Group:
         return (images.astype("float32") / 255 - self.mean) / self.std
 
     def augmented(self, images, key):
-        """Shifted by up to `SHIFT` pixels, and mirrored half of the time."""
+        """Shifted by up to an eighth of their height, and mirrored half of the time."""
         rows, height, width, _ = images.shape
+        most = max(1, (height + 4) // 8)
         shift, mirror = jax.random.split(key)
-        corners = jax.random.randint(shift, (rows, 2), 0, 2 * SHIFT + 1)
-        padded = jnp.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
+        corners = jax.random.randint(shift, (rows, 2), 0, 2 * most + 1)
+        padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
 
         def cut(image, corner):
             return jax.lax.dynamic_slice(image, (*corner, 0), (height, width, image.shape[-1]))
@@ -219,7 +223,7 @@ class Group:
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     several = functools.partial(parser.add_argument, type=lambda text: text.split(","))
-    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--data-dir", help="folder of the data set")
     parser.add_argument("--dataset", default="cifar100")
     several("--networks", default=["ResNet18"], help=", ".join(NETWORKS))
     several("--methods", default=list(PAPER), help=", ".join(PAPER))
@@ -236,8 +240,6 @@ def main(arguments=None):
     parser.add_argument("--speed", action="store_true", help="three epochs of the first group, and stop")
     parser.add_argument("--tiny", action="store_true", help="small settings for a look on a CPU")
     args = parser.parse_args(arguments)
-    if keras.backend.backend() != "jax":
-        sys.exit("This program runs on JAX: KERAS_BACKEND=jax python benchmarks/gpu/study.py")
     if args.tiny:
         args.networks, args.width, args.epochs, args.train_size = ["ResNet10"], 0.0625, 2, 512
         args.seeds, args.chunk, args.policy = args.seeds[:2], 1, "float32"
