@@ -26,6 +26,10 @@ class Rows(typing.NamedTuple):
         values, state = ({k: v[chosen] for k, v in part.items()} for part in (self.values, self.state))
         return Rows(values, self.finite[chosen], state)
 
+    def fits(self, other: "Rows") -> bool:
+        """Whether rows of another request can stand in one batch with these: images of one size."""
+        return all(value.shape[1:] == other.values[name].shape[1:] for name, value in self.values.items())
+
     @staticmethod
     def joined(groups: Sequence["Rows"]) -> "Rows":
         """Rows of several requests as one batch, in their order."""

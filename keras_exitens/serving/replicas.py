@@ -142,10 +142,10 @@ class Stage:
         while self._waiting:
             if sum(request.size - request.taken for request in self._waiting) < self._max_batch_size:
                 await asyncio.sleep(self._wait)
-            places, rows, thresholds = self._next_batch()
+            places, groups, limits = self._next_batch()
             began = time.perf_counter()
             try:
-                found, going_on, rest = await asyncio.to_thread(self._run, rows, thresholds)
+                found, going_on, rest, thresholds = await asyncio.to_thread(self._run, groups, limits)
             except Exception as problem:
                 self._fail(places, problem)
                 continue
@@ -158,16 +158,23 @@ class Stage:
                 request.put(position, found, row)
             if going_on.any():
                 onward = [places[row] for row in np.flatnonzero(going_on)]
-                task = asyncio.ensure_future(self._go_on(onward, rest, thresholds[:, going_on]))
+                task = asyncio.ensure_future(self._go_on(onward, rest, thresholds))
                 self._on_the_way.add(task)
                 task.add_done_callback(self._on_the_way.discard)
 
-    def _next_batch(self) -> tuple[Places, Any, np.ndarray]:
-        """Takes rows from those that wait, the oldest first; a large request may be cut."""
+    def _next_batch(self) -> tuple[Places, list[Any], list[np.ndarray]]:
+        """Takes rows from those that wait, the oldest first; a large request may be cut.
+
+        Returns:
+            Whose they are; the rows, and their thresholds, in parts.
+        """
         places: Places = []
-        groups, limits = [], []
+        groups: list[Any] = []
+        limits: list[np.ndarray] = []
         while self._waiting and len(places) < self._max_batch_size:
             request = self._waiting[0]
+            if groups and not groups[0].fits(request.rows):
+                break  # images of another size have a batch of their own
             end = min(request.size, request.taken + self._max_batch_size - len(places))
             here = slice(request.taken, end)
             groups.append(request.rows.take(here))
@@ -176,10 +183,11 @@ class Stage:
             request.taken = end
             if end == request.size:
                 self._waiting.popleft()
-        return places, type(groups[0]).joined(groups), np.concatenate(limits, axis=1)
+        return places, groups, limits
 
-    def _run(self, rows: Any, thresholds: np.ndarray) -> tuple[Arrays, np.ndarray, Any]:
-        """What `Runtime.advance` gives, of all stages that run here."""
+    def _run(self, groups: list[Any], limits: list[np.ndarray]) -> tuple[Arrays, np.ndarray, Any, np.ndarray]:
+        """What `Runtime.advance` gives, of all stages that run here; and thresholds of rows that go on."""
+        rows, thresholds = type(groups[0]).joined(groups), np.concatenate(limits, axis=1)
         answers = self._network.answers(len(rows.finite))
         here = np.arange(answers.left)
         for number in self._numbers:
@@ -190,7 +198,7 @@ class Stage:
                 break
         mask = np.zeros(thresholds.shape[1], bool)
         mask[here] = True
-        return answers.arrays, mask, rows
+        return answers.arrays, mask, rows, thresholds[:, mask]
 
     async def _go_on(self, places: Places, rows: Any, thresholds: np.ndarray) -> None:
         """Hands on what is left of a batch, in one call: a call costs milliseconds, whatever is in it."""

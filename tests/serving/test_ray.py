@@ -10,8 +10,10 @@ import urllib.error
 import urllib.request
 
 import exports
+import keras
 import numpy as np
 import pytest
+from leaving import leaving
 
 import keras_exitens as kx
 
@@ -298,6 +300,36 @@ def test_litert_stages_are_served_too(cluster, tmp_path):
     found = serve.run(app, name="litert", route_prefix="/litert").predict.remote(made.images).result()
     exports.check(found, made.outputs, made.policy)
     serve.delete("litert")
+
+
+def test_images_of_several_sizes_share_no_batch_and_are_all_answered(cluster, tmp_path):
+    """The network takes any size; requests of two sizes wait for one stage at a time."""
+    conv = {"padding": "same", "activation": "relu"}
+    backbone = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            keras.layers.Conv2D(8, 3, **conv),
+            keras.layers.Conv2D(16, 3, strides=2, **conv),
+            keras.layers.Conv2D(16, 3, **conv),
+            keras.layers.GlobalAveragePooling2D(),
+            keras.layers.Dense(5, activation="softmax"),
+        ]
+    )
+    model = kx.add_exits(backbone, 1, head="linear")
+    rng = np.random.default_rng(0)
+    images = {n: rng.normal(size=(40, n, n, 3)).astype("float32") for n in (16, 24)}
+    records = kx.collect(model, (images[16], np.zeros(40, int)), verbose=0)
+    policy = kx.policies.MaxProbability(leaving(records.logits, (0.5, 0.5))[0])
+    early = kx.EarlyExit(model, policy)
+    early.export(tmp_path / "any", format="onnx")
+    app = kx.serving.ray_app(tmp_path / "any", max_batch_size=8, batch_wait_timeout_s=0.02)
+    handle = serve.run(app, name="any", route_prefix="/any")
+    answers = [(n, handle.predict.remote(images[n][i])) for i in range(40) for n in (16, 24)]
+    found = [(n, answer.result(timeout_s=60)) for n, answer in answers]
+    for n in (16, 24):
+        outputs = early.predict(images[n], verbose=0)
+        exports.check(together([r for size, r in found if size == n]), outputs, policy)
+    serve.delete("any")
 
 
 def test_what_an_app_cannot_be_made_of(export, tmp_path):
