@@ -79,7 +79,7 @@ FASHION = ("VGG11", "ResNet10"), (PLAIN, "cross-entropy", "eed-kl", "eed-kl-earl
 OVERFIT = {"train_size": 5000, "epochs": 60, "batch": 64, "schedule": "steps", "l2": 5e-4, "augment": "auto"}
 WIDER = {"ResNet10": (0.25, 3), "VGG11": (0.25, 3)}
 # There, all that teaches by an ensemble, in the order in which it is to be known.
-JUDGED = (*PAPER, "eed-kl-output", "eed-kl-early", *SECOND)
+JUDGED = (*PAPER, "eed-kl-output", *FINALISTS, *SECOND)
 # Early exit at these shares of the multiply-adds, with the default head; plain networks of about these.
 BUDGETS = (0.3, 0.5)
 WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5

@@ -1,6 +1,7 @@
 """What to choose, for the accuracy report: objectives in both regimes, half cost, what to train first."""
 
 import collections
+import textwrap
 
 import numpy as np
 from accuracy import (
@@ -201,7 +202,8 @@ def regime(runs):
 def choice(lines):
     """The sections, a list of Markdown texts."""
     found = regimes(lines)
-    introduction = INTRODUCTION.format(epochs=OVERFIT["epochs"], regime=regime(found["over-fitted"]))
+    text = INTRODUCTION.format(epochs=OVERFIT["epochs"], regime=regime(found["over-fitted"]))
+    introduction = textwrap.fill(text, 110, break_on_hyphens=False) + "\n"
     return [
         "\n## What to choose\n",
         introduction,

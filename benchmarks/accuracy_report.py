@@ -9,6 +9,7 @@ is given with it; nothing is written by hand.
 
 import argparse
 import collections
+import functools
 import itertools
 import math
 import pathlib
@@ -626,13 +627,20 @@ def _sizes_picture(runs, folder, dataset="glyphs", network="ResNet10"):
 
 # All of it
 
-INTRODUCTION = """\
+TITLE = """\
 # Accuracy: what the exits gain
 
-Made by `python benchmarks/accuracy_report.py` from `benchmarks/results/accuracy.jsonl`, every line of which
-is one training by `benchmarks/accuracy.py`. Small networks on small images, so that it can be run again on
-one core: {recipe}. The paper's own setting (full-size networks, CIFAR-100, 200 epochs) is `python
-benchmarks/accuracy.py --preset paper --dataset cifar100`, on a GPU.
+Made by `python benchmarks/accuracy_report.py` from the lines of `benchmarks/results/accuracy.jsonl`: each is
+one training by `benchmarks/accuracy.py`, on one core. All of them can be run again, one by one too: `python
+benchmarks/accuracy.py --preset overfit --data-dir FOLDER --networks ResNet10 --methods eed-kl --seeds 1
+--results again.jsonl`. The paper's own setting (full-size networks, all of CIFAR-100, 200 epochs) needs a
+GPU: `python benchmarks/gpu/study.py`, which trains several seeds side by side by Keras on JAX, or `--preset
+paper` on TensorFlow.
+"""
+INTRODUCTION = """\
+**Under-fitted**: {recipe}.
+
+**Over-fitted**: {overfit}.
 
 Accuracies are of test images, in percent, after the last epoch; "best epoch" is the epoch whose final exit
 was best on the validation images. ± is the half-width of the 95% t-interval over seeds. Differences are
@@ -644,7 +652,7 @@ tell of seeds (first weights, order, training images) on these networks, not of 
 
 The learning rates to choose from were moved once, when the first searches had their best at an edge of what
 they tried. A search sees validation images alone. Seed 0 is left out: its test accuracy had been looked at
-while the recipe was made.
+while the recipes were made.
 """
 
 CHOSEN = f"""
@@ -663,6 +671,12 @@ that all these questions are asked of them. A candidate becomes an objective of 
 gains has such a p below 0.05"""
 
 
+def _filled(text):
+    """The text with its paragraphs wrapped anew."""
+    fill = functools.partial(textwrap.fill, width=110, break_on_hyphens=False, break_long_words=False)
+    return "\n\n".join(map(fill, text.split("\n\n")))
+
+
 def report(lines, folder=None):
     """The report as Markdown; with a folder, its pictures are written there."""
     runs = reported(lines)
@@ -674,13 +688,18 @@ def report(lines, folder=None):
         f"{SEARCH['epochs']} epochs of {SEARCH['train_size']:,} images; exits at each resolution, with the "
         "paper's convolutional heads"
     )
-    introduction = (
-        textwrap.fill(paragraph, 110, break_on_hyphens=False, break_long_words=False)
-        for paragraph in INTRODUCTION.format(recipe=recipe).split("\n\n")
+    overfit = (
+        f"{OVERFIT['train_size']:,} training images of CIFAR-100, {OVERFIT['epochs']} epochs, batches of "
+        f"{OVERFIT['batch']}, the same optimizer, a learning rate of 0.1 without a search, in the paper's "
+        f"steps; {' and '.join(WIDER)} of a quarter of their width"
     )
-    parts = ["\n\n".join(introduction), "\n## What there is\n", *missing(lines)]
+    parts = [_filled(TITLE), *choice(lines), "\n## How it was measured\n"]
+    parts += [
+        _filled(INTRODUCTION.format(recipe=recipe, overfit=overfit)),
+        "\nWhat there is:\n",
+        *missing(lines),
+    ]
     parts.append(f"- Of the three learning rates, number of table rows that chose which: {edges(runs)}.")
-    parts += choice(lines)
     for section in SECTIONS:
         if section is OVERFITTED:  # not yet finished: its tables have what there is
             section = _begun(section, runs)
