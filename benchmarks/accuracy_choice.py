@@ -80,14 +80,20 @@ def regimes(lines):
     return {"under-fitted": under, "over-fitted": runs_of(lines, "overfit")}
 
 
+def common(runs):
+    """The networks and seeds that every method has which has any run: a study that was stopped stays fair."""
+    every = collections.defaultdict(set)
+    for (network, method), seeds in runs.items():
+        every[method] |= {(network, seed) for seed in seeds}
+    return sorted(set.intersection(*every.values())) if every else []
+
+
 def against_plain(runs, method, value):
-    """`Paired` of a method and the plain network, all networks and seeds of a regime together."""
-    gaps = []
-    for network, name in runs:
-        if name == method:
-            mine, plain = runs[network, method], runs.get((network, PLAIN), {})
-            gaps += [value(mine[seed]) - value(plain[seed]) for seed in sorted(mine.keys() & plain.keys())]
-    return paired(gaps)
+    """`Paired` of a method and the plain network, over what is common to all; `None` for one without runs."""
+    if not any(name == method for _, name in runs):
+        return None
+    pairs = ((runs[network, method][seed], runs[network, PLAIN][seed]) for network, seed in common(runs))
+    return paired([value(mine) - value(plain) for mine, plain in pairs])
 
 
 def regret_table(found):
@@ -181,7 +187,8 @@ INTRODUCTION = """\
 Two regimes, and an objective has to be good in both. **Under-fitted**: 94 characters, 3,000 images, 20
 epochs; training and validation accuracy are alike at the end. **Over-fitted**: CIFAR-100, 50 images a class,
 {epochs} epochs, ResNet10 and VGG11 of a quarter of their width, the paper's rate and schedule; {regime}.
-Points of the final exit over the plain network's of the same seed. Regret is how far an objective
+Points of the final exit over the plain network's of the same seed, over the networks and seeds that all of
+these objectives have. Regret is how far an objective
 stays behind the best one of a regime, on validation images; "most" is the larger of both. Test images are for
 reading alone. `benchmarks/accuracy_methods.py` has the formulas of those that are not in the library.
 """

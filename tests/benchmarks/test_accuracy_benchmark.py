@@ -73,6 +73,7 @@ def test_every_method_of_a_preset_can_be_made():
             assert job["method"] in accuracy_methods.METHODS
     assert tuple(accuracy_methods.PAPER) == accuracy.PAPER
     assert tuple(accuracy_methods.REMEDIES) == accuracy.REMEDIES
+    assert tuple(accuracy_methods.SECOND) == accuracy.SECOND
 
 
 def test_the_papers_recipe():
@@ -410,6 +411,44 @@ def test_candidates_that_change_nothing_are_eed():
     # Where every exit is better than the ensemble at no sample, all are taught all; where always, none.
     better = total(accuracy_methods.OnlyBetter())[0]
     assert (better <= plain + 1e-5).all() and (better < plain - 1e-3).any()
+
+
+def test_the_second_round_of_candidates_by_hand():
+    rng = np.random.RandomState(0)
+    logits = [rng.normal(size=(6, 5)).astype("float32") for _ in range(3)]
+    features = [rng.normal(size=(6, 4)).astype("float32") for _ in range(3)]
+    y = rng.randint(0, 5, 6)
+    state = {"step": keras.ops.convert_to_tensor(9)}
+
+    def distillation(objective, logits=logits):
+        return np.asarray(objective(logits, features, y, state)[0]["distillation"])
+
+    def taught(teacher, student):  # by EED's soft labels, T = 3
+        return -0.1 * 9 * (softmax(teacher / 3) * np.log(softmax(student / 3))).sum(-1)
+
+    both, early = sum(logits) / 3, sum(logits[:2]) / 2
+    expected = taught(both, logits[0]) + taught(both, logits[1]) + taught(early, logits[2])
+    assert distillation(accuracy_methods.NeverItself()) == pytest.approx(expected, rel=1e-5)
+
+    held = accuracy_methods.HeldOut(3)
+    assert np.all(distillation(held) == 0), "nothing is known before the first epoch"
+    told = {"val_ensemble_accuracy": 0.8, "val_exit_1_accuracy": 0.7, "val_exit_2_accuracy": 0.775}
+    held.hear({**told, "val_final_accuracy": 0.9})
+    expected = taught(both, logits[0]) + 0.5 * taught(both, logits[1])
+    assert distillation(held) == pytest.approx(expected, rel=1e-5)
+
+    gap = accuracy_methods.make("eed-mse-gap", 10, 3)
+    listening = accuracy_methods.Listening(gap)
+    assert np.all(distillation(gap) == 0)
+    listening.on_epoch_end(0, {"final_accuracy": 0.5, "val_final_accuracy": 0.4})
+    assert distillation(gap) == pytest.approx(0.5 * distillation(objectives.EED("mse")), rel=1e-5)
+    listening.on_epoch_end(1, {"final_accuracy": 0.9, "val_final_accuracy": 0.4})
+    assert distillation(gap) == pytest.approx(distillation(objectives.EED("mse")), rel=1e-5)
+
+    scaled = accuracy_methods.make("eed-mse-scaled", 10, 3)
+    alike = [logits[0], 3 * logits[0] + 2, 0.5 * logits[0] - 1]
+    assert distillation(scaled, alike) == pytest.approx(0, abs=1e-5), "neither scale nor level counts"
+    assert (distillation(scaled) > 0.1).all()
 
 
 def test_one_training_of_digits():

@@ -1,0 +1,82 @@
+"""What the accuracy page says of the choice of an objective."""
+
+import accuracy
+import accuracy_choice
+import pytest
+from accuracy_results import key_of
+from test_accuracy_benchmark import line_for
+
+
+def runs(gains):
+    """Runs in which a method's final exit is so many points above plain's, by seed; on test images below."""
+    found = {}
+    for method, by_seed in {"plain": dict.fromkeys((1, 2, 3), 0), **gains}.items():
+        (job, *_) = accuracy.preset("overfit", methods=[method], networks=["ResNet10"])
+        found["ResNet10", method] = {
+            seed: {
+                **line_for({**job, "seed": seed}, 0.3 - gain / 100),
+                "screening": {"final": 0.3 + gain / 100},
+            }
+            for seed, gain in by_seed.items()
+        }
+    return found
+
+
+def rows_of(text):
+    _, _, *rows = text.splitlines()
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def test_the_least_regret_is_of_the_objective_that_is_never_far_behind():
+    under = runs({"eed-kl": {1: 0.5, 2: 0.5, 3: 0.5}, "eed-mse": {1: -2, 2: -2, 3: -2}})
+    over = runs({"eed-kl": {1: 1, 2: 1, 3: 1}, "eed-mse": {1: 3, 2: 3, 3: 3}})
+    found = rows_of(accuracy_choice.regret_table({"under": under, "over": over}))
+    assert [row[:3] for row in found] == [["eed-kl", "3, 3", "2.00"], ["eed-mse", "3, 3", "2.50"]]
+    assert found[0][3:5] == ["+0.50 ± 0.00 ▲", "+1.00 ± 0.00 ▲"]
+    assert found[1][5:] == ["+2.00 ± 0.00 ▲", "-3.00 ± 0.00 ▼"], "test images are told, and choose nothing"
+
+
+def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
+    """The second seed is a bad one; an objective that was not run with it gains nothing by that."""
+    one = runs({"eed-kl": {1: 3, 2: -1}, "eed-mse": {1: 2}, "beed": {1: 1, 3: 9}})
+    assert accuracy_choice.common(one) == [("ResNet10", 1)]
+    found = rows_of(accuracy_choice.regret_table({"a": one, "b": one}))
+    assert [(row[0], row[1], float(row[2])) for row in found] == [
+        ("eed-kl", "1, 1", 0.0),
+        ("eed-mse", "1, 1", 1.0),
+        ("beed", "1, 1", 2.0),
+    ]
+    assert accuracy_choice.against_plain(one, "dbt", accuracy_choice.seen) is None
+
+
+def test_tables_of_early_exit_are_made_of_what_is_done():
+    """What a network costs beside the plain one, and its accuracy at each budget that it can keep."""
+    lines = {}
+    for name in ("overfit", "narrow", "half", "first"):
+        for job in accuracy.preset(name, networks=["ResNet10"], seeds=[1, 2]):
+            line = line_for(job, 0.3)
+            line["multiply_adds"] = [int(1000 * job["width"])]
+            line["early_exit"] = {"0.5": {"accuracy": 0.25, "multiply_adds": 1}} if job["exits"] else {}
+            lines[key_of(job)] = line
+    half, first = rows_of(accuracy_choice.half_table(lines)), rows_of(accuracy_choice.first_table(lines))
+    assert [row[1:4] for row in half[:3]] == [
+        ["plain", "100%", "2"],
+        ["plain, smaller", "70%", "2"],
+        ["plain, smaller", "54%", "2"],
+    ]
+    assert [row[1] for row in half[3:]] == ["cross-entropy", "eed-kl", "eed-kl-output"]
+    assert half[3][-2:] == ["–", "25.0 ± 0.0"]
+    ways = {row[1] for row in first}
+    assert (
+        len(first) == 2 * 4 and "30 alone, 30 exits alone, rate 0.1" in ways and "60 epochs together" in ways
+    )
+    assert accuracy_choice.half_table({}) == accuracy_choice.first_table({}) == "No runs yet.\n"
+
+
+@pytest.mark.parametrize("name", ["second", "overfit", "half", "narrow", "first"])
+def test_runs_of_the_new_presets_have_keys_of_their_own(name):
+    jobs = accuracy.preset(name)
+    keys = {key_of(job) for job in jobs if job["rate"]}
+    for other in ("main", "overfit", "half", "narrow", "first"):
+        if other != name:
+            assert not keys & {key_of(job) for job in accuracy.preset(other) if job["rate"]}
