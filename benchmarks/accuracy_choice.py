@@ -173,13 +173,21 @@ def first_table(lines):
     epochs, first = OVERFIT["epochs"], FIRST["first"]
     rows = []
     for network in WIDER:
+        ways = {}
         for (name, method), found in scratch.items():
             if name == network and method in (BASE, "eed-kl"):
-                rows.append([network, f"{epochs} epochs together", method, *_cells(found)])
+                ways[f"{epochs} epochs together", method] = found
         for (name, method, then, rate), found in sorted(after.items(), key=str):
             if name == network:
                 way = f"{first} alone, {epochs - first} {'together' if then == 'joint' else 'exits alone'}"
-                rows.append([network, f"{way}, rate {rate:g}", method, *_cells(found)])
+                ways[f"{way}, rate {rate:g}", method] = found
+        if any(way.startswith(f"{first} alone") for way, _ in ways):
+            seeds = set.intersection(*(set(found) for found in ways.values()))  # of all, to be fair
+            rows += [
+                [network, *way, *_cells({seed: found[seed] for seed in seeds})]
+                for way, found in ways.items()
+                if seeds
+            ]
     return table(["network", "epochs", "objective", *_COLUMNS], rows) if rows else "No runs yet.\n"
 
 
