@@ -53,7 +53,9 @@ BASE = "cross-entropy"
 STANDARD = {"dataset", "network", "width", "exits", "method", "seed", "rate", *MAIN}
 TAIL = 5  # epochs at the end whose spread is told
 FINAL, ENSEMBLE = "final", "ensemble"
-COLOURS = {method: f"C{i}" for i, method in enumerate(dict.fromkeys((*PAPER, *FINALISTS, *JUDGED)))}
+# Matplotlib's ten, then the light ones beside them in its "tab20".
+HUES = [*(f"C{i}" for i in range(10)), "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94"]
+COLOURS = dict(zip(dict.fromkeys((*PAPER, *FINALISTS, *JUDGED)), HUES, strict=False))
 
 
 class Section(typing.NamedTuple):
@@ -522,11 +524,16 @@ def pictures(runs, folder):
     return made
 
 
-def _axes(columns, width=3.4, height=3.0):
+def _axes(columns, width=3.4, height=3.4):
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, columns, figsize=(width * columns, height), sharey=True, squeeze=False, layout="constrained"
+        1,
+        columns,
+        figsize=(max(7.5, width * columns), height),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
     )
     return figure, axes[0]
 
@@ -574,7 +581,9 @@ def _legend(axes):
     for axis in axes:
         found.update(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if found:
-        axes[0].figure.legend(found.values(), found, loc="outside lower center", ncols=len(found), fontsize=8)
+        figure = axes[0].figure
+        columns = min(len(found), max(1, int(figure.get_figwidth() / 1.2)))
+        figure.legend(found.values(), found, loc="outside lower center", ncols=columns, fontsize=8)
 
 
 def _curves_picture(runs, section, folder):
