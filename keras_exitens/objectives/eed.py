@@ -27,7 +27,8 @@ class EED(Objective):
 
     Args:
         output_loss: `"kl"` (default), `"mse"`, or `None` for no output distillation. `"mse"` is the form of
-            the reference program; it gains where a network over-fits, and costs where training is short.
+            the reference program; it gains where a network over-fits hundreds of images a class, and costs
+            where there are few, or training is short.
         output_weight: w, a number ≥ 0 or a schedule; default 1 for `"mse"` and 0.1 for `"kl"`.
         temperature: T > 0, used by `"kl"`.
         feature_weight: v, a number ≥ 0 or a schedule; 0 turns feature distillation off.
