@@ -54,8 +54,10 @@ LAST = 3  # the validations at the end of a run whose mean chooses the learning 
 VALIDATION, TEST = 1000, 10000  # images of these parts that are used, at most
 EVALUATION_BATCH = 500
 
-PRESETS = ("main", "sizes", "remedies", "finalists", "fashion", "second", "overfit", "half", "narrow")
-PRESETS = (*PRESETS, "first", "smoke", "paper")
+PRESETS = (
+    *("main", "sizes", "remedies", "finalists", "fashion", "second"),
+    *("overfit", "half", "narrow", "first", "smoke", "paper"),
+)
 PLAIN = "plain"
 PAPER = (PLAIN, "cross-entropy", "dbt", "byot", "eed-mse", "eed-kl", "beed")
 REMEDIES = (
@@ -377,6 +379,9 @@ def run(settings, data_dir=None):
     keras.utils.set_random_seed(settings["seed"])
     train, steps, one_pass, input_shape, classes = pipelines(settings, data_dir)
     backbone = build(settings["network"], input_shape=input_shape, classes=classes, width=settings["width"])
+    model = kx.add_exits(backbone, settings["exits"], placement="stage", head=settings.get("head", "conv"))
+    names = kx.exit_names(model)
+    objective = make(settings["method"], settings["epochs"] * steps, len(names))
     began_training, cpu = time.perf_counter(), time.process_time()
 
     def fit(model, objective, epochs, rate, train):
@@ -401,11 +406,6 @@ def run(settings, data_dir=None):
             fit(kx.add_exits(backbone, 0), make(PLAIN, first * steps, 1), first, FIRST_RATE, train)
             backbone.trainable = settings["then"] != "frozen"
             train = train.skip(first * steps)
-        model = kx.add_exits(
-            backbone, settings["exits"], placement="stage", head=settings.get("head", "conv")
-        )
-        names = kx.exit_names(model)
-        objective = make(settings["method"], settings["epochs"] * steps, len(names))
         distiller, history, watch = fit(model, objective, settings["epochs"], settings["rate"], train)
     except FloatingPointError:
         diverged = True
@@ -454,11 +454,16 @@ def early_exit(model, one_pass):
         allowed = budget * cost.backbone
         if allowed > cost.cumulative[0]:
             policy = kx.calibrate(calibration, cost, cost_budget=allowed / cost.cumulative[-1])
-            exits = policy.decide(test.logits)
-            right = test.logits.argmax(-1)[exits, np.arange(len(exits))] == test.labels
-            spent = np.asarray(cost.cumulative)[exits].mean()
-            found[str(budget)] = {"accuracy": round(float(right.mean()), 5), "multiply_adds": round(spent)}
+            right, spent = routed(policy, test, cost.cumulative)
+            found[str(budget)] = {"accuracy": right, "multiply_adds": spent}
     return found
+
+
+def routed(policy, records, cumulative):
+    """Accuracy and mean multiply-adds of the rows of an `ExitRecords` by a policy, rounded to be kept."""
+    exits = policy.decide(records.logits)
+    right = records.logits.argmax(-1)[exits, np.arange(len(exits))] == records.labels
+    return round(float(right.mean()), 5), round(float(np.asarray(cumulative)[exits].mean()))
 
 
 def watcher():

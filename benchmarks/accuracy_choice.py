@@ -8,27 +8,24 @@ from accuracy import (
     BUDGETS,
     FIRST,
     JUDGED,
-    LAST,
     OVERFIT,
     PLAIN,
     REMEDIES,
     SCREENED,
     SCREENED_ON,
     SEARCH_SEED,
-    SECOND,
     SEEDS,
     WIDER,
     WIDTHS,
     preset,
     resolved,
 )
+from accuracy_lines import BASE, FINAL, end_of, test
 from accuracy_results import key_of
 from accuracy_statistics import paired
 from accuracy_text import plus_minus, signed, table
 
 __all__ = ["choice", "regret_table"]
-
-BASE, FINAL = "cross-entropy", "final"
 
 
 def runs_of(lines, name, **only):
@@ -48,14 +45,6 @@ def runs_of(lines, name, **only):
     return dict(found)
 
 
-def test(line, name=FINAL):
-    return 100 * line["test"]["last"][name]
-
-
-def early_mean(line):
-    return float(np.mean([test(line, name) for name in line["exits"][:-1]]))
-
-
 def seen(line):
     """What chooses among objectives: accuracy of the final exit on images kept for that, in percent.
 
@@ -64,7 +53,7 @@ def seen(line):
     """
     if "screening" in line:
         return 100 * line["screening"][FINAL]
-    return 100 * float(np.mean(line["validation"][FINAL][-LAST:]))
+    return 100 * end_of(line)
 
 
 # The objectives in both regimes
@@ -72,9 +61,9 @@ def seen(line):
 
 def regimes(lines):
     """`{name: runs}` of both, on what the candidates were tried on."""
-    common = (PLAIN, BASE, "eed-mse", "eed-kl", *REMEDIES)
+    methods = [PLAIN, BASE, "eed-mse", "eed-kl", *REMEDIES]
     seeds = SEEDS[:SCREENED]
-    under = runs_of(lines, "remedies", networks=list(SCREENED_ON), methods=list(common), seeds=seeds)
+    under = runs_of(lines, "remedies", networks=list(SCREENED_ON), methods=methods, seeds=seeds)
     under |= runs_of(lines, "second", networks=list(SCREENED_ON), seeds=seeds)
     under |= runs_of(lines, "main", networks=list(SCREENED_ON), methods=["dbt", "byot", "beed"], seeds=seeds)
     return {"under-fitted": under, "over-fitted": runs_of(lines, "overfit")}
@@ -104,7 +93,7 @@ def regret_table(found):
     """
     gains = {
         method: {regime: against_plain(runs, method, seen) for regime, runs in found.items()}
-        for method in dict.fromkeys((*JUDGED, *REMEDIES, *SECOND))
+        for method in dict.fromkeys((*JUDGED, *REMEDIES))
         if method != PLAIN
     }
     gains = {method: each for method, each in gains.items() if all(each.values())}

@@ -21,7 +21,6 @@ from accuracy import (
     FASHION,
     FINALISTS,
     JUDGED,
-    LAST,
     MAIN,
     OVERFIT,
     PAPER,
@@ -43,16 +42,16 @@ from accuracy import (
     preset,
 )
 from accuracy_choice import choice
+from accuracy_lines import BASE, FINAL, early_mean, end_of, test
 from accuracy_results import Results
 from accuracy_statistics import holm, paired
 from accuracy_text import difference, p_value, plus_minus, signed, table
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs" / "accuracy.md"
-BASE = "cross-entropy"
 # The fields of the settings of a run that is told in a section; the others have tables of their own.
 STANDARD = {"dataset", "network", "width", "exits", "method", "seed", "rate", *MAIN}
 TAIL = 5  # epochs at the end whose spread is told
-FINAL, ENSEMBLE = "final", "ensemble"
+ENSEMBLE = "ensemble"
 # Matplotlib's ten, then the light ones beside them in its "tab20".
 HUES = [*(f"C{i}" for i in range(10)), "#aec7e8", "#ffbb78", "#98df8a", "#ff9896", "#c5b0d5", "#c49c94"]
 COLOURS = dict(zip(dict.fromkeys((*PAPER, *FINALISTS, *JUDGED)), HUES, strict=False))
@@ -119,20 +118,10 @@ def point(settings):
     return tuple(settings[field] for field in ("dataset", "network", "method", "train_size", "epochs"))
 
 
-def test(line, exit_name=FINAL, epoch="last"):
-    """Test accuracy of a run in percent; the ensemble of a network without exits is its only exit."""
-    return 100 * line["test"][epoch][exit_name]
-
-
 def differences(runs, first, second, value):
     """`value(line)` of the first point minus that of the second, for every seed that both have."""
     one, other = runs.get(first, {}), runs.get(second, {})
     return [value(one[seed]) - value(other[seed]) for seed in sorted(one.keys() & other.keys())]
-
-
-def early_mean(line):
-    """Mean test accuracy of the early exits in percent."""
-    return float(np.mean([test(line, name) for name in line["exits"][:-1]]))
 
 
 EITHER = {"final": test, "early exits": early_mean}
@@ -151,10 +140,6 @@ def epochs_to(line, accuracy):
     """The first epoch whose final exit has that validation accuracy (a fraction), or infinity."""
     reached = (i for i, value in enumerate(line["validation"][FINAL], 1) if value >= accuracy)
     return next(reached, math.inf)
-
-
-def end_of(line):
-    return float(np.mean(line["validation"][FINAL][-LAST:]))
 
 
 # Text

@@ -33,7 +33,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
-from accuracy import made_with
+from accuracy import made_with, routed
 from accuracy_results import Results, key_of
 
 RESULTS = pathlib.Path(__file__).with_name("results") / "heads.jsonl"
@@ -217,10 +217,7 @@ def judged(records, head, cumulative):
             continue
         policy = kx.calibrate(parts["calibration"], cumulative, cost_budget=budget)
         for part in ("validation", "test"):
-            exits = policy.decide(parts[part].logits)
-            right = parts[part].logits.argmax(-1)[exits, np.arange(len(exits))] == parts[part].labels
-            spent = float(np.mean(np.asarray(cumulative)[exits]))
-            found[part]["budgets"][str(budget)] = [round(float(right.mean()), 5), round(spent)]
+            found[part]["budgets"][str(budget)] = list(routed(policy, parts[part], cumulative))
     return found
 
 

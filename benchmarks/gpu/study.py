@@ -38,6 +38,7 @@ from accuracy_methods import make
 from accuracy_results import Results, key_of
 
 import keras_exitens as kx
+from keras_exitens.data.statistics import channel_statistics
 
 NETWORKS = {"ResNet18": 0.5, "VGG13": 0.5, "WideResNet16_4": 0.5, "ResNeXt50": 0.5}
 RECIPE = {"train_size": None, "batch": 128, "schedule": "steps", "l2": 5e-4, "augment": "auto"}
@@ -47,11 +48,7 @@ EVALUATION = 500
 def network_for(settings, steps, shape, classes):
     """A distiller as its seed gives it, all of its variables made."""
     keras.utils.set_random_seed(settings["seed"])
-    known = {"input_shape": shape, "classes": classes, "width": settings["width"]}
-    if settings["network"] == "WideResNet16_4":
-        backbone = kx.applications.WideResNet(16, 4, **known)
-    else:
-        backbone = build(settings["network"], **known)
+    backbone = build(settings["network"], input_shape=shape, classes=classes, width=settings["width"])
     model = kx.add_exits(backbone, settings["exits"], placement="stage", head="conv")
     objective = make(settings["method"], settings["epochs"] * steps, len(kx.exit_names(model)))
     distiller = kx.ExitEnsembleDistiller(model, objective)
@@ -247,10 +244,8 @@ def main(arguments=None):
     began = time.perf_counter()
     found, classes, augment = images_of(args.dataset, args.data_dir)
     train = slice(args.train_size)
-    mean, std = (
-        statistic(found["train"][0].astype("float32") / 255, axis=(0, 1, 2))
-        for statistic in (np.mean, np.std)
-    )
+    images, _ = found["train"]
+    mean, std = channel_statistics(images, np.arange(len(images))[train])
     parts = {part: found[part] for part in ("train", "validation", "test")}
     parts["train"] = tuple(array[train] for array in parts["train"])
     parts = jax.device_put(parts)
