@@ -56,7 +56,7 @@ EVALUATION_BATCH = 500
 
 PRESETS = (
     *("main", "sizes", "remedies", "finalists", "fashion", "second"),
-    *("overfit", "half", "narrow", "first", "smoke", "paper"),
+    *("overfit", "half", "narrow", "first", "heads", "smoke", "paper"),
 )
 PLAIN = "plain"
 PAPER = (PLAIN, "cross-entropy", "dbt", "byot", "eed-mse", "eed-kl", "beed")
@@ -84,10 +84,13 @@ WIDER = {"ResNet10": (0.25, 3), "VGG11": (0.25, 3)}
 JUDGED = (*PAPER, "eed-kl-output", *FINALISTS, *SECOND)
 # Early exit at these shares of the multiply-adds, with the default head; plain networks of about these.
 BUDGETS = (0.3, 0.5)
+HALF = ("cross-entropy", "eed-kl", "eed-kl-output")
 WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 # The network alone first, for half of the epochs, and then its exits; at these rates.
-FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "light"}, 0.1
+FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "mixed_hidden"}, 0.1
 THEN = (("joint", 0.01), ("joint", 0.1), ("frozen", 0.1))
+# Heads that are trained with their network; some are in head_candidates.py.
+TRAINED_HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "half", "half_hidden")
 # Training images and epochs of the sweep over sizes.
 SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
 
@@ -175,7 +178,7 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
             [{**OVERFIT, "head": "light"}],
             ["cifar100"],
             WIDER,
-            ("cross-entropy", "eed-kl", "eed-kl-output"),
+            HALF,
             SEEDS[:3],
             (0.1,),
         ),
@@ -193,6 +196,14 @@ def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=N
             WIDER,
             ("cross-entropy", "eed-kl"),
             SEEDS[:3],
+            (0.1,),
+        ),
+        "heads": (
+            [{**OVERFIT, "head": head} for head in TRAINED_HEADS],
+            ["cifar100"],
+            WIDER,
+            ("cross-entropy", "eed-kl"),
+            SEEDS[:2],
             (0.1,),
         ),
         "smoke": (
@@ -368,11 +379,13 @@ def learning_rate(settings, steps):
 
 def run(settings, data_dir=None):
     """Trains one network and returns its line for the file of results."""
+    import head_candidates
     import keras
     from accuracy_methods import Listening, make
 
     import keras_exitens as kx
 
+    head_candidates.add()
     began = time.perf_counter()
     keras.backend.clear_session()
     gc.collect()

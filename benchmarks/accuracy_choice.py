@@ -7,6 +7,7 @@ import numpy as np
 from accuracy import (
     BUDGETS,
     FIRST,
+    HALF,
     JUDGED,
     OVERFIT,
     PLAIN,
@@ -27,21 +28,25 @@ from accuracy_text import plus_minus, signed, table
 
 __all__ = ["choice", "regret_table"]
 
+# The objectives that were tried with more seeds and networks: those of least regret with the first seed, and
+# what people ask for.
+WENT_ON = (BASE, "eed-mse", "eed-kl", "eed-kl-output", "eed-kl-early", "eed-kl-itself")
+# What a preset varies beyond network, method and seed.
+VARIED = {"narrow": ("width",), "heads": ("head",), "first": ("then", "rate")}
+
 
 def runs_of(lines, name, **only):
     """The runs of a preset that are done, `{(network, method, …): {seed: line}}`.
 
-    What varies beyond network, method and seed stands behind them: the width, the head, and what was trained
-    first, where the preset has any of these.
+    What the preset varies beyond these, `VARIED`, stands behind the method.
     """
     found = collections.defaultdict(dict)
     for job in preset(name, **only):
         settings = resolved(job, lines)
         line = settings and lines.get(key_of(settings))
         if line and not line["diverged"] and settings["seed"] != SEARCH_SEED:
-            extra = tuple(settings[field] for field in ("then", "rate") if "then" in settings)
-            width = (settings["width"],) if name == "narrow" else ()
-            found[(settings["network"], settings["method"], *extra, *width)][settings["seed"]] = line
+            varied = (settings[field] for field in VARIED.get(name, ()))
+            found[(settings["network"], settings["method"], *varied)][settings["seed"]] = line
     return dict(found)
 
 
@@ -85,15 +90,20 @@ def against_plain(runs, method, value):
     return paired([value(mine) - value(plain) for mine, plain in pairs])
 
 
-def regret_table(found):
+def regret_table(found, methods=(*JUDGED, *REMEDIES)):
     """The objectives, least regret first: how far each stays behind the best one, on validation images.
 
     Args:
         found: dict from the name of a regime to its runs.
+        methods: names; they are compared on the networks and seeds that all of them have.
     """
+    found = {
+        regime: {key: seeds for key, seeds in runs.items() if key[1] in (PLAIN, *methods)}
+        for regime, runs in found.items()
+    }
     gains = {
         method: {regime: against_plain(runs, method, seen) for regime, runs in found.items()}
-        for method in dict.fromkeys((*JUDGED, *REMEDIES))
+        for method in dict.fromkeys(methods)
         if method != PLAIN
     }
     gains = {method: each for method, each in gains.items() if all(each.values())}
@@ -133,32 +143,45 @@ def _cells(lines):
 _COLUMNS = ["seeds", "right at each exit", *(f"early exit at {budget:.0%}" for budget in BUDGETS)]
 
 
+def by_head(lines):
+    """The runs in the over-fitted regime with early exits: `{(network, method, head): {seed: line}}`."""
+    found = runs_of(lines, "heads")
+    for head, name in (("conv", "overfit"), ("light", "half")):
+        of_head = runs_of(lines, name)
+        found |= {(*key, head): seeds for key, seeds in of_head.items() if key[1] in HALF}
+    return found
+
+
 def half_table(lines):
-    """Early exit by the default head, beside plain networks that cost as much."""
-    full, narrow, half = (runs_of(lines, name) for name in ("overfit", "narrow", "half"))
+    """Early exit with each head, the cheapest first, below plain networks that cost as much."""
+    full, narrow, heads = runs_of(lines, "overfit"), runs_of(lines, "narrow"), by_head(lines)
     rows = []
     for network in WIDER:
         whole = full.get((network, PLAIN))
         if not whole:
             continue
         cost = next(iter(whole.values()))["multiply_adds"][-1]
-        rows.append([network, "plain", "100%", *_cells(whole)])
+
+        def share(found, whole_cost=cost):
+            return next(iter(found.values()))["multiply_adds"][-1] / whole_cost
+
+        rows.append([network, "none", "plain", "100%", *_cells(whole), ""])
         for width in sorted(WIDTHS, reverse=True):
             if smaller := narrow.get((network, PLAIN, width)):
-                share = next(iter(smaller.values()))["multiply_adds"][-1] / cost
-                rows.append([network, "plain, smaller", f"{share:.0%}", *_cells(smaller)])
-        for (name, method), found in half.items():
-            if name == network:
-                share = next(iter(found.values()))["multiply_adds"][-1] / cost
-                rows.append([network, method, f"{share:.0%}", *_cells(found)])
-    return (
-        table(["network", "trained by", "cost of all of it", *_COLUMNS], rows) if rows else "No runs yet.\n"
-    )
+                rows.append([network, "none", "plain, smaller", f"{share(smaller):.0%}", *_cells(smaller), ""])
+        of_network = [(key, found) for key, found in heads.items() if key[0] == network]
+        for (_, method, head), found in sorted(of_network, key=lambda item: share(item[1])):
+            gain = paired([test(found[seed]) - test(whole[seed]) for seed in found if seed in whole])
+            told = signed(gain, p=False) if gain else "–"
+            rows.append([network, f"`{head}`", method, f"{share(found):.0%}", *_cells(found), told])
+    header = ["network", "head", "trained by", "cost of all of it", *_COLUMNS, "final over plain"]
+    return table(header, rows) if rows else "No runs yet.\n"
 
 
 def first_table(lines):
     """The network first and then its exits, beside all together from scratch, at as many epochs in all."""
-    scratch, after = runs_of(lines, "half"), runs_of(lines, "first")
+    after = runs_of(lines, "first")
+    scratch = {key[:2]: seeds for key, seeds in by_head(lines).items() if key[2] == FIRST["head"]}
     epochs, first = OVERFIT["epochs"], FIRST["first"]
     rows = []
     for network in WIDER:
@@ -211,10 +234,14 @@ def choice(lines):
     return [
         "\n## What to choose\n",
         introduction,
+        regret_table(found, WENT_ON),
+        "\n### All that was tried\n",
+        "A first look, with fewer seeds: the networks and seeds that all of these have.\n",
         regret_table(found),
-        "\n### Early exit at half of the cost\n",
-        "Trained in the over-fitted regime, with the default head. Thresholds spend at most that share of\n"
-        "the network's multiply-adds on the calibration images; accuracy is of test images.\n",
+        "\n### The head, and early exit at half of the cost\n",
+        "Trained in the over-fitted regime. Thresholds spend at most that share of the network's\n"
+        "multiply-adds on the calibration images; accuracy is of test images. `light` is the default head;\n"
+        "[heads](heads.md) says what the others are.\n",
         half_table(lines),
         "\n### The network first, or all together?\n",
         "The same images, head and number of epochs in all. Each part begins with a rate of 0.1, or the one\n"

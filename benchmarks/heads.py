@@ -54,65 +54,56 @@ RECIPES = {
 }
 SMOKE = {"digits": {**COMMON, "train_size": 512, "epochs": 2}}
 PLAIN = "plain"
+# Heads that stand on one frozen network together: what there was at first, and what was tried later.
+GROUPS = {
+    "all": ("mixed_hidden", "conv", "bottleneck", "separable", "linear", "mlp", "shrink", "mixed"),
+    "later": ("mixed_wide", "half_hidden", "half", "light"),
+}
+WHERE = "mixed_hidden"  # exits stand where the compute placement puts those with this head, for all heads
 
 
-def jobs(parts, networks, seeds, recipes, joint=("light", "linear", "bottleneck")):
+def jobs(parts, networks, seeds, recipes, joint=("light", "mixed_hidden", "linear", "bottleneck")):
     """The runs, seed by seed: a study that was stopped is a fair one of fewer seeds."""
     for seed, part, dataset, network in itertools.product(seeds, parts, recipes, networks):
         width, rate, widths = NETWORKS[network]
         common = {"part": part, "network": network, "rate": rate, "seed": seed}
         common = {**common, "dataset": dataset, **recipes[dataset]}
         if part == "frozen":
-            yield {**common, "head": "all", "width": width}
+            yield from ({**common, "head": group, "width": width} for group in GROUPS)
         elif part == "joint":
             yield from ({**common, "head": head, "width": width} for head in joint)
         else:
             yield from ({**common, "head": PLAIN, "width": width} for width in widths)
 
 
-# Heads that are compared with those of the library
+# Heads on one network
 
 
-def add_candidates():
-    """Makes heads that are not in the library known to `add_exits`, in this process."""
-    from keras_exitens._attach import heads
-
-    def mlp(blocks, tensor, width, halvings):
-        return blocks.hidden(blocks.pool(tensor))
-
-    def shrink(blocks, tensor, width, halvings):
-        return blocks.hidden(blocks.pool(heads.shrunk(blocks, tensor, halvings)))
-
-    def projected(blocks, tensor, width, halvings):
-        return blocks.project(blocks.pool(heads.mixed(blocks, tensor, width, halvings)))
-
-    found = {"mlp": mlp, "shrink": shrink, "light_projected": projected}
-    heads.HEADS.update(found)  # which says what they cost, too
-
-
-def with_all_heads(backbone):
-    """The backbone with every head at each exit, behind stop-gradients.
+def with_heads(backbone, group):
+    """The backbone with every head of a group at each exit, behind stop-gradients.
 
     Returns:
-        A model with a dict of logits, `"final"` and `"exit_1.light"` and so on; and the cumulative costs that
+        A model with a dict of logits, `"final"` and `"exit_1.conv"` and so on; and the cumulative costs that
         each head has alone, a dict from its name.
     """
+    import head_candidates
     import keras
     from keras import layers, ops
 
     import keras_exitens as kx
-    from keras_exitens._attach.heads import HEADS, apply_head
+    from keras_exitens._attach.heads import apply_head
     from keras_exitens._network.exit_network import ExitNetwork
 
-    add_candidates()
-    network = ExitNetwork.of(kx.add_exits(backbone, EXITS, head="light"))
+    head_candidates.add()
+    heads = GROUPS[group]
+    network = ExitNetwork.of(kx.add_exits(backbone, EXITS, head=WHERE))
     tensors = {name: where_attached(network, name) for name in network.names[:-1]}
     places = [network.graph.producer(tensor).operation.name for tensor in tensors.values()]
-    costs = {head: list(kx.cost(kx.add_exits(backbone, places, head=head)).cumulative) for head in HEADS}
+    costs = {head: list(kx.cost(kx.add_exits(backbone, places, head=head)).cumulative) for head in heads}
     last = network.graph.producer(network.features["final"]).inputs[0]
     outputs = {"final": network.logits["final"]}
     classes, kept = outputs["final"].shape[-1], {}
-    for head, (name, tensor) in itertools.product(HEADS, tensors.items()):
+    for head, (name, tensor) in itertools.product(heads, tensors.items()):
         kept[head, name] = feature = apply_head(
             head,
             ops.stop_gradient(tensor),
@@ -123,14 +114,16 @@ def with_all_heads(backbone):
             name=f"{name}_{head}",
         )
         outputs[f"{name}.{head}"] = layers.Dense(classes, dtype="float32")(feature)
+    if group != "all":
+        return keras.Model(network.inputs, outputs), costs
     # ZTW (arXiv 2106.05409): an exit also sees what the exit before it says.
-    before = outputs["exit_1.light_reuse"] = outputs["exit_1.light"]
-    costs["light_reuse"] = list(costs["light"])
+    before = outputs["exit_1.mixed_reuse"] = outputs["exit_1.mixed_hidden"]
+    costs["mixed_reuse"] = list(costs["mixed_hidden"])
     for i, name in enumerate(list(tensors)[1:], 1):
-        own, earlier = ops.stop_gradient(kept["light", name]), ops.stop_gradient(ops.log_softmax(before))
+        own, earlier = ops.stop_gradient(kept["mixed_hidden", name]), ops.stop_gradient(ops.log_softmax(before))
         seen = layers.Concatenate()([own, earlier])
-        before = outputs[f"{name}.light_reuse"] = layers.Dense(classes)(seen)
-        costs["light_reuse"][i:] = [total + classes**2 for total in costs["light_reuse"][i:]]
+        before = outputs[f"{name}.mixed_reuse"] = layers.Dense(classes)(seen)
+        costs["mixed_reuse"][i:] = [total + classes**2 for total in costs["mixed_reuse"][i:]]
     return keras.Model(network.inputs, outputs), costs
 
 
@@ -147,6 +140,7 @@ def where_attached(network, name):
 
 def run(settings, data_dir=None):
     """Trains one network, and returns its line for the file of results."""
+    import head_candidates
     import keras
     from accuracy import build, learning_rate, pipelines
 
@@ -163,12 +157,13 @@ def run(settings, data_dir=None):
         learning_rate(settings, settings["epochs"] * steps), momentum=0.9, l2=settings["l2"]
     )
     if settings["part"] == "frozen":
-        model, costs = with_all_heads(backbone)
+        model, costs = with_heads(backbone, settings["head"])
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer, dict.fromkeys(model.output, loss))
         train = train.map(lambda x, y: (x, dict.fromkeys(model.output, y)))
         trained, backbone_cost = model, kx.cost(backbone).backbone
     else:
+        head_candidates.add()
         head = settings["head"]
         exits = {"exits": 0} if head == PLAIN else {"exits": EXITS, "head": head}
         model = kx.add_exits(backbone, **exits)

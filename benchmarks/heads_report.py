@@ -16,16 +16,20 @@ from accuracy_statistics import interval
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "heads.jsonl"
 DOCS = HERE.parent / "docs"
-JOINT = ("light", "linear", "bottleneck")  # heads that were trained with the network
+JOINT = ("light", "mixed_hidden", "linear", "bottleneck")  # heads that were trained with the network
 BUDGETS = ("0.3", "0.4", "0.6")
 LIMIT = 0.05  # what all early exits together may cost, as a share of the network
 # In the order of the tables: those of the library first.
 HEADS = ("light", "linear", "separable", "bottleneck", "conv")
 TRIED = {
-    "mlp": "pooling, then the hidden layer",
+    "mlp": "pooling, then a hidden layer: D units, batch normalisation, ReLU",
     "shrink": "strided depthwise convolutions, pooling, the hidden layer",
-    "light_projected": "`light` with a plain Dense layer in place of the hidden one",
-    "light_reuse": "`light`, whose classifier also sees what the exit before it says (ZTW, arXiv 2106.05409)",
+    "mixed": "strided depthwise convolutions, one 1×1 convolution to a quarter of the last map's width",
+    "mixed_wide": "the same, to the full width",
+    "mixed_hidden": "`mixed`, then the hidden layer; this was the default before",
+    "mixed_reuse": "`mixed_hidden`, whose classifier also sees what the exit before says (ZTW, arXiv 2106.05409)",
+    "half": "`light` with 1×1 convolutions up to half of the last map's width, of any number of weights",
+    "half_hidden": "`half`, then the hidden layer",
 }
 NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
 
@@ -36,10 +40,10 @@ of a head is spent on each image that reaches it. This page is made by `python b
 from the {runs} runs of `python benchmarks/heads.py` that are done, on one core each; in each table,
 "seeds" is how many there are so far.
 
-**The default, `"light"`**, shrinks the map of the exit to the size of the network's last map, by strided
-depthwise 3×3 convolutions at the exit's own width. One 1×1 convolution to a quarter of the last map's width
-mixes the channels there; then come pooling and a hidden layer of D units. All convolutions and the hidden
-layer have batch normalisation and a ReLU.
+**The default, `"light"`**, shrinks the map of the exit to the size of the network's last map by strided
+depthwise 3×3 convolutions. A 1×1 convolution to twice the width follows each but the first, which stands on
+the largest map, as long as it has at most w²/8 weights, w the last map's width; else it is narrower. All have
+batch normalisation and a ReLU. Pooling follows, and a Dense layer to D units.
 
 ## What was chosen, and on what
 
@@ -248,7 +252,7 @@ def curve(entries, backbone):
 def draw_case(axis, joint, plain, case):
     widest = max(plain[case])
     backbone = plain[case][widest][0]["backbone"]
-    for head, style in (("light", "o-C0"), ("linear", "s--C1"), ("bottleneck", "^:C2")):
+    for head, style in (("light", "o-C0"), ("mixed_hidden", "v-.C4"), ("linear", "s--C1"), ("bottleneck", "^:C2")):
         if head in joint[case]:
             cost, accuracy = zip(*curve(joint[case][head], backbone), strict=True)
             axis.plot(cost, accuracy, style, label=f"early exit, {head}", markersize=4)

@@ -11,7 +11,7 @@ from keras_exitens import _checks as checks
 from keras_exitens._graph.wrapping import unwrapped
 from keras_exitens._keras import call_that_made, operation_that_made
 
-__all__ = ["HEADS", "apply_head", "mixed", "multiply_adds", "shrunk"]
+__all__ = ["HEADS", "apply_head", "multiply_adds"]
 
 
 def _policy_of(tensor: keras.KerasTensor) -> Any:
@@ -105,10 +105,6 @@ class _Blocks:
         """A dense layer of D units."""
         raise NotImplementedError
 
-    def hidden(self, tensor: Any) -> Any:
-        """A dense layer of D units, batch normalisation, ReLU."""
-        raise NotImplementedError
-
 
 class _Layers(_Blocks):
     """Builds a head of layers with systematic names, on KerasTensors."""
@@ -136,7 +132,7 @@ class _Layers(_Blocks):
             name=f"{name}_conv",
             **self.common,
         )
-        return self._norm(conv(tensor), name)
+        return self.norm(conv(tensor), name)
 
     def depthwise(self, tensor: keras.KerasTensor, strides: int, part: str) -> keras.KerasTensor:
         name = f"{self.name}_block{self.block}_{part}"
@@ -149,7 +145,7 @@ class _Layers(_Blocks):
             name=f"{name}_conv",
             **self.common,
         )
-        return self._norm(conv(tensor), name)
+        return self.norm(conv(tensor), name)
 
     def pool(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
         return layers.GlobalAveragePooling2D(name=f"{self.name}_pool", **self.common)(tensor)
@@ -158,18 +154,8 @@ class _Layers(_Blocks):
         name = f"{self.name}_project"
         return layers.Dense(self.features, dtype=self.common["dtype"], name=name)(tensor)
 
-    def hidden(self, tensor: keras.KerasTensor) -> keras.KerasTensor:
-        name = f"{self.name}_hidden"
-        dense = layers.Dense(
-            self.features,
-            use_bias=False,
-            kernel_initializer="he_normal",
-            dtype=self.common["dtype"],
-            name=f"{name}_dense",
-        )
-        return self._norm(dense(tensor), name)
-
-    def _norm(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    def norm(self, tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        """Batch normalisation and ReLU."""
         dtype = self.common["dtype"]
         tensor = layers.BatchNormalization(
             axis=self.axis, momentum=0.9, epsilon=1e-5, dtype=dtype, name=f"{name}_bn"
@@ -219,8 +205,6 @@ class _Count(_Blocks):
         self.total += tensor.channels * self.features
         return _Map(1, 1, self.features)
 
-    hidden = project
-
 
 Head: TypeAlias = Callable[[Any, Any, int, int], Any]  # (blocks, tensor, width, halvings) -> map or vector
 Block: TypeAlias = Callable[[Any, Any, int, int], Any]  # (blocks, tensor, width, strides) -> map
@@ -255,25 +239,22 @@ def _one_a_halving(block: Block) -> Head:
     return head
 
 
-def shrunk(blocks: _Blocks, tensor: Any, halvings: int) -> Any:
-    """The map brought to the size of the last one, at its own width."""
-    for i in range(1, halvings + 1):
-        blocks.block = i
-        tensor = blocks.depthwise(tensor, 2, "a")
-    return tensor
-
-
-def mixed(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
-    """The map at the size of the last one; its channels are mixed only there, where that is cheap."""
-    tensor = shrunk(blocks, tensor, halvings)
-    blocks.block = max(halvings, 1)
-    # A quarter; in narrow networks not so few that all of them may be dead.
-    inner = max(math.ceil(width / 4), min(width, 32))
-    return blocks.conv(tensor, inner, 1, 1, "b")
-
-
 def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
-    return blocks.hidden(blocks.pool(mixed(blocks, tensor, width, halvings)))
+    """`separable` without what is dear: no 1×1 convolution on the largest map, nor one of many weights.
+
+    It has no hidden layer behind the pooling: where the network is trained with its exits, that costs the
+    network's own accuracy (docs/heads.md).
+    """
+    count = max(halvings, 1)
+    for i in range(1, count + 1):
+        blocks.block = i
+        tensor = blocks.depthwise(tensor, 2 if halvings else 1, "a")
+        if i > 1 or count == 1:
+            channels = blocks.channels(tensor)
+            # At most width² / 8 weights; in narrow networks not so few channels that all may be dead.
+            most = max(width**2 // (8 * channels), min(width, 32))
+            tensor = blocks.conv(tensor, min(2 * channels, most), 1, 1, "b")
+    return tensor
 
 
 def _linear(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:

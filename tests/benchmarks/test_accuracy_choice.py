@@ -47,25 +47,31 @@ def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
         ("beed", "1, 1", 2.0),
     ]
     assert accuracy_choice.against_plain(one, "dbt", accuracy_choice.seen) is None
+    (only,) = rows_of(accuracy_choice.regret_table({"a": one}, ["eed-kl"]))
+    assert only[:4] == ["eed-kl", "2", "0.00", "+1.00 ± 25.41"], "without the others it has both of its seeds"
 
 
 def test_tables_of_early_exit_are_made_of_what_is_done():
     """What a network costs beside the plain one, and its accuracy at each budget that it can keep."""
     lines = {}
-    for name in ("overfit", "narrow", "half", "first"):
+    for name in ("overfit", "narrow", "half", "heads", "first"):
         for job in accuracy.preset(name, networks=["ResNet10"], seeds=[1, 2]):
             line = line_for(job, 0.3)
             line["multiply_adds"] = [int(1000 * job["width"])]
             line["early_exit"] = {"0.5": {"accuracy": 0.25, "multiply_adds": 1}} if job["exits"] else {}
             lines[key_of(job)] = line
     half, first = rows_of(accuracy_choice.half_table(lines)), rows_of(accuracy_choice.first_table(lines))
-    assert [row[1:4] for row in half[:3]] == [
-        ["plain", "100%", "2"],
-        ["plain, smaller", "70%", "2"],
-        ["plain, smaller", "54%", "2"],
+    assert [row[1:5] for row in half[:3]] == [
+        ["none", "plain", "100%", "2"],
+        ["none", "plain, smaller", "70%", "2"],
+        ["none", "plain, smaller", "54%", "2"],
     ]
-    assert [row[1] for row in half[3:]] == ["cross-entropy", "eed-kl", "eed-kl-output"]
-    assert half[3][-2:] == ["–", "25.0 ± 0.0"]
+    told = {(row[1], row[2]) for row in half[3:]}
+    objectives = ("cross-entropy", "eed-kl", "eed-kl-output")
+    assert {(f"`{head}`", method) for head in ("light", "conv") for method in objectives} <= told
+    assert {(f"`{head}`", "eed-kl") for head in accuracy.TRAINED_HEADS} <= told
+    assert len(told) == len(half) - 3
+    assert half[3][-3:] == ["–", "25.0 ± 0.0", "+0.00 ± 0.00"]
     ways = {row[1] for row in first}
     assert (
         len(first) == 2 * 4 and "30 alone, 30 exits alone, rate 0.1" in ways and "60 epochs together" in ways
@@ -73,10 +79,10 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
     assert accuracy_choice.half_table({}) == accuracy_choice.first_table({}) == "No runs yet.\n"
 
 
-@pytest.mark.parametrize("name", ["second", "overfit", "half", "narrow", "first"])
+@pytest.mark.parametrize("name", ["second", "overfit", "half", "narrow", "first", "heads"])
 def test_runs_of_the_new_presets_have_keys_of_their_own(name):
     jobs = accuracy.preset(name)
     keys = {key_of(job) for job in jobs if job["rate"]}
-    for other in ("main", "overfit", "half", "narrow", "first"):
+    for other in ("main", "overfit", "half", "narrow", "first", "heads"):
         if other != name:
             assert not keys & {key_of(job) for job in accuracy.preset(other) if job["rate"]}

@@ -26,7 +26,9 @@ def test_all_runs_of_a_seed_come_before_those_of_the_next(monkeypatch):
     assert [job["seed"] for job in jobs] == sorted(job["seed"] for job in jobs)
     assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
     joint = {(job["network"], job["head"]) for job in jobs if job["part"] == "joint"}
-    assert joint == {(n, h) for n in heads.NETWORKS for h in ("light", "linear", "bottleneck")}
+    assert joint == {(n, h) for n in heads.NETWORKS for h in ("light", "mixed_hidden", "linear", "bottleneck")}
+    frozen = {job["head"] for job in jobs if job["part"] == "frozen"}
+    assert frozen == set(heads.GROUPS)
 
 
 def entry(cumulative, exits, budgets):
@@ -76,11 +78,14 @@ def test_the_study_runs_and_goes_on(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "heads.py"), "--smoke", "--results", str(results)]
     subprocess.run(command, check=True, capture_output=True)
     lines = [json.loads(text) for text in results.read_text().splitlines()]
-    assert [found["settings"]["part"] for found in lines] == ["frozen", "joint", *["plain"] * 3]
+    assert [found["settings"]["part"] for found in lines] == ["frozen", "frozen", "joint", *["plain"] * 3]
     assert set(lines[0]["heads"]) == {
-        *("light", "conv", "bottleneck", "separable", "linear"),
-        *("mlp", "shrink", "light_projected", "light_reuse"),
+        *("conv", "bottleneck", "separable", "linear"),
+        *("mlp", "shrink", "mixed", "mixed_hidden", "mixed_reuse"),
     }
+    assert set(lines[1]["heads"]) == {"mixed_wide", "half_hidden", "half", "light"}
+    finals = [{tuple(e["test"]["exits"][-1:]) for e in found["heads"].values()} for found in lines[:2]]
+    assert len(finals[0]) == 1 and finals[0] == finals[1], "all heads stand on the same network"
     assert all(0 <= v <= 1 for found in lines for e in found["heads"].values() for v in e["test"]["exits"])
     subprocess.run(command, check=True, capture_output=True)
     assert len(results.read_text().splitlines()) == len(lines)

@@ -241,16 +241,10 @@ def test_one_strided_convolution_a_halving(name, halvings):
 def test_features_have_the_width_that_enters_the_classifier(name):
     projected = head(name, width=24, features=40)
     assert projected.output.shape == (None, 40)
-    if name == "light":
-        assert [la.name for la in projected.layers[-3:]] == [
-            "exit_1_hidden_dense",
-            "exit_1_hidden_bn",
-            "exit_1_hidden_relu",
-        ]
-        return
     assert projected.layers[-1].name == "exit_1_project"
-    assert projected.get_layer("exit_1_pool").output.shape == (None, 4 if name == "linear" else 24)
-    straight = head(name, width=24, features=4 if name == "linear" else 24)
+    pooled = {"linear": 4, "light": 8}.get(name, 24)
+    assert projected.get_layer("exit_1_pool").output.shape == (None, pooled)
+    straight = head(name, width=24, features=pooled)
     assert "exit_1_project" not in [la.name for la in straight.layers]
 
 
@@ -275,14 +269,30 @@ PARAMETERS = {
     "bottleneck": (4 * 6 + 2 * 6) + (9 * 6 * 6 + 2 * 6) + (6 * 24 + 2 * 24),
     "separable": (9 * 4 + 2 * 4) + (4 * 24 + 2 * 24),
     "linear": 4 * 24 + 24,
-    "light": (9 * 4 + 2 * 4) + (4 * 24 + 2 * 24) + (24 * 24 + 2 * 24),  # all 24, a quarter is too few
+    "light": (9 * 4 + 2 * 4) + (4 * 8 + 2 * 8) + (8 * 24 + 24),
 }
 
 
-@pytest.mark.parametrize(("width", "inner"), [(24, 24), (64, 32), (130, 33), (512, 128)])
-def test_the_light_head_mixes_channels_at_a_quarter_of_the_width(width, inner):
-    (conv,) = (la for la in own(head("light", width=width)) if type(la) is layers.Conv2D)
-    assert (conv.filters, conv.kernel_size, conv.strides) == (inner, (1, 1), (1, 1))
+@pytest.mark.parametrize(
+    ("channels", "width", "halvings", "widths"),
+    [
+        (4, 64, 0, [8]),  # twice the exit's channels
+        (4, 64, 1, [8]),
+        (4, 64, 2, [8]),  # none on the largest map
+        (4, 24, 4, [8, 16, 24]),  # fewer than 32 could be dead, all of them
+        (16, 128, 3, [32, 64]),
+        (64, 512, 4, [128, 256, 128]),  # 512² / 8 weights are 128 × 256, and 256 × 128
+        (128, 512, 1, [256]),
+        (256, 512, 1, [128]),
+        (512, 512, 0, [64]),
+        (512, 101, 1, [32]),
+    ],
+)
+def test_the_light_head_doubles_its_width_while_that_is_cheap(channels, width, halvings, widths):
+    model = head("light", shape=(64, 64, channels), width=width, halvings=halvings)
+    convs = [la for la in own(model, layers.Conv2D) if type(la) is layers.Conv2D]
+    assert [conv.filters for conv in convs] == widths
+    assert {(conv.kernel_size, conv.strides) for conv in convs} == {((1, 1), (1, 1))}
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 4), (7, 9, 12), (1, 1, 40)])
@@ -307,11 +317,12 @@ def test_parameters_of_a_head(name):
 def test_a_head_normalises_and_rectifies_every_convolution(name):
     model = randomise(head(name))
     kinds = (layers.Conv2D, layers.DepthwiseConv2D)
-    convs = len(own(model, kinds[0] | kinds[1])) + (name == "light")  # and the hidden layer
+    convs = len(own(model, kinds[0] | kinds[1]))
     assert len(own(model, layers.BatchNormalization)) == len(own(model, layers.ReLU)) == convs
     x = RNG.normal(size=(4, 16, 16, 4)).astype("float32")
+    pooled = keras.Model(model.input, model.get_layer("exit_1_pool").output)
     if name != "linear":
-        assert np.asarray(model(x)).min() >= 0
+        assert np.asarray(pooled(x)).min() >= 0
 
 
 def test_new_layers_have_the_prefix_of_their_exit():
