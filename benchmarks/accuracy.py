@@ -28,8 +28,6 @@ import concurrent.futures
 import contextlib
 import functools
 import gc
-import itertools
-import json
 import os
 import pathlib
 import platform
@@ -41,203 +39,26 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
+from accuracy_presets import (
+    BUDGETS,
+    FIRST_RATE,
+    FULL,
+    PAPER,
+    PLAIN,
+    PRESETS,
+    REMEDIES,
+    SEARCH_SEED,
+    SECOND,
+    SMALL,
+    preset,
+    searches,
+)
 from accuracy_results import Results, key_of
 
 RESULTS = pathlib.Path(__file__).with_name("results") / "accuracy.jsonl"
-# Learning rates that are tried, and where. In so few steps residual networks need ten times the rate of VGG.
-RATES = {"VGG11": (0.006, 0.02, 0.06), "ResNet10": (0.06, 0.2, 0.6)}
-SEARCHED_ON = {"VGG11": "VGG11", **dict.fromkeys(("ResNet10", "ResNeXt14", "WideResNet10_2"), "ResNet10")}
-SEARCH_SEED = 1000  # for the learning rate; no test image is read with it
-SEARCH = {"train_size": 3000, "epochs": 10}  # in place of those of the run whose learning rate is searched
-SEEDS = (1, 2, 3, 4, 5)  # seed 0 was looked at while the recipe was made
 LAST = 3  # the validations at the end of a run whose mean chooses the learning rate
 VALIDATION, TEST = 1000, 10000  # images of these parts that are used, at most
 EVALUATION_BATCH = 500
-
-PRESETS = (
-    *("main", "sizes", "remedies", "finalists", "fashion", "second"),
-    *("overfit", "half", "narrow", "first", "heads", "smoke", "paper"),
-)
-PLAIN = "plain"
-PAPER = (PLAIN, "cross-entropy", "dbt", "byot", "eed-mse", "eed-kl", "beed")
-REMEDIES = (
-    *("eed-mse-ramp", "eed-kl-ramp", "eed-mse-output", "eed-kl-output", "eed-mse-quarter"),
-    *("eed-kl-beta", "eed-kl-running", "eed-kl-better", "eed-kl-early", "beed-soft"),
-)
-# The remedies whose final exit was best on the validation images of the preset "remedies".
-FINALISTS = ("eed-kl-early", "eed-kl-better")
-# A second round of candidates, which look for one objective that is good in both regimes.
-SECOND = ("eed-kl-strong", "eed-kl-itself", "eed-kl-held", "eed-mse-scaled", "eed-kl-gap", "eed-mse-gap")
-# Small enough for one core: name to width factor and number of exits (one at each resolution but the last).
-SMALL = {"VGG11": (0.125, 3), "ResNet10": (0.125, 3), "ResNeXt14": (0.125, 3), "WideResNet10_2": (0.25, 2)}
-FULL = {"VGG16": (1.0, 3), "ResNet18": (1.0, 3), "ResNeXt50": (1.0, 3), "WideResNet28_10": (1.0, 2)}
-MAIN = {"train_size": 3000, "epochs": 20, "batch": 32, "schedule": "cosine", "l2": 5e-4, "augment": "auto"}
-# Where remedies are tried: EED("kl") gains on the first and loses on the second. And for how many seeds.
-SCREENED_ON, SCREENED = ("ResNet10", "WideResNet10_2"), 3
-# The smaller table on Fashion-MNIST.
-FASHION = ("VGG11", "ResNet10"), (PLAIN, "cross-entropy", "eed-kl", "eed-kl-early")
-# The regime of the paper, small: 50 images a class, and epochs until they are known by heart. One rate, the
-# paper's, and its schedule; widths at which a run takes minutes on one core.
-OVERFIT = {"train_size": 5000, "epochs": 60, "batch": 64, "schedule": "steps", "l2": 5e-4, "augment": "auto"}
-WIDER = {"ResNet10": (0.25, 3), "VGG11": (0.25, 3)}
-# There, all that teaches by an ensemble, in the order in which it is to be known.
-JUDGED = (*PAPER, "eed-kl-output", *FINALISTS, *SECOND)
-# Early exit at these shares of the multiply-adds, with the default head; plain networks of about these.
-BUDGETS = (0.3, 0.5)
-HALF = ("cross-entropy", "eed-kl", "eed-kl-output")
-WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
-# The network alone first, for half of the epochs, and then its exits; at these rates.
-FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "mixed_hidden"}, 0.1
-THEN = (("joint", 0.01), ("joint", 0.1), ("frozen", 0.1))
-# Heads that are trained with their network; some are in head_candidates.py.
-TRAINED_HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "half", "half_hidden")
-# Training images and epochs of the sweep over sizes.
-SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
-
-
-# What to run
-
-
-def settings_for(dataset, network, shape, method, seed, rate, recipe):
-    """The settings of one run; `rate=None` is the rate that the search found."""
-    width, exits = shape
-    if method == PLAIN:
-        exits = 0
-    return {
-        "dataset": dataset,
-        "network": network,
-        "width": width,
-        "exits": exits,
-        "method": method,
-        "seed": seed,
-        "rate": rate,
-        **recipe,
-    }
-
-
-def seed_major(datasets, networks, methods, recipes, seeds, rates):
-    """Settings of the search for each learning rate, then of all methods for one seed, for the next, …"""
-    points = list(itertools.product(recipes, datasets, networks.items(), methods))
-    searched = {}
-    for recipe, dataset, (network, shape), method in points if rates is None or len(rates) > 1 else ():
-        for settings in searches(settings_for(dataset, network, shape, method, None, None, recipe), rates):
-            searched[key_of(settings)] = settings
-    yield from searched.values()
-    for seed in seeds:
-        for recipe, dataset, (network, shape), method in points:
-            rate = rates[0] if rates and len(rates) == 1 else None
-            yield settings_for(dataset, network, shape, method, seed, rate, recipe)
-
-
-def preset(name, datasets=None, networks=None, methods=None, seeds=None, rates=None, **recipe):
-    """The runs of a preset, a list of settings in the order in which they are to be done.
-
-    Args:
-        name: one of `PRESETS`.
-        datasets, networks, methods: names, in place of those of the preset.
-        seeds: ints, in place of `SEEDS`.
-        rates: learning rates to choose from, in place of `RATES`; a single one is taken without a search.
-        **recipe: entries of `MAIN`, in place of those of the preset.
-    """
-    wanted = {key: value for key, value in recipe.items() if value is not None}
-    every = {**SMALL, **FULL}
-
-    def shapes(names):
-        return {network: every[network] for network in names}
-
-    recipes, of_data, of_networks, of_methods, of_seeds, of_rates = {
-        "main": ([MAIN], ["glyphs"], SMALL, PAPER, SEEDS, None),
-        "sizes": (
-            [{**MAIN, "train_size": size, "epochs": epochs} for size, epochs in SIZES],
-            ["glyphs"],
-            shapes(["ResNet10"]),
-            (PLAIN, "cross-entropy", "eed-kl", "eed-mse"),
-            SEEDS[:3],
-            None,
-        ),
-        "remedies": (
-            [MAIN],
-            ["glyphs"],
-            shapes(SCREENED_ON),
-            (PLAIN, "cross-entropy", "eed-mse", "eed-kl", *REMEDIES),
-            SEEDS[:SCREENED],
-            None,
-        ),
-        "finalists": ([MAIN], ["glyphs"], SMALL, FINALISTS, SEEDS, None),
-        "fashion": (
-            [MAIN],
-            ["fashion_mnist"],
-            shapes(FASHION[0]),
-            FASHION[1],
-            SEEDS[:3],
-            None,
-        ),
-        "second": ([MAIN], ["glyphs"], shapes(SCREENED_ON), SECOND, SEEDS[:SCREENED], None),
-        "overfit": ([OVERFIT], ["cifar100"], WIDER, JUDGED, SEEDS, (0.1,)),
-        "half": (
-            [{**OVERFIT, "head": "light"}],
-            ["cifar100"],
-            WIDER,
-            HALF,
-            SEEDS[:3],
-            (0.1,),
-        ),
-        "narrow": (
-            [{**OVERFIT, "width": width} for width in WIDTHS],
-            ["cifar100"],
-            WIDER,
-            (PLAIN,),
-            SEEDS[:3],
-            (0.1,),
-        ),
-        "first": (
-            [{**OVERFIT, **FIRST, "then": then, "rate": rate} for then, rate in THEN],
-            ["cifar100"],
-            WIDER,
-            ("cross-entropy", "eed-kl"),
-            SEEDS[:3],
-            (0.1,),
-        ),
-        "heads": (
-            [{**OVERFIT, "head": head} for head in TRAINED_HEADS],
-            ["cifar100"],
-            WIDER,
-            ("cross-entropy", "eed-kl"),
-            SEEDS[:2],
-            (0.1,),
-        ),
-        "smoke": (
-            [{**MAIN, "train_size": 500, "epochs": 2, "batch": 100}],
-            ["digits"],
-            {"ResNet10": (0.0625, 2)},
-            (PLAIN, "cross-entropy", "eed-kl"),
-            SEEDS[:1],
-            (0.06,),
-        ),
-        "paper": (
-            [{**MAIN, "train_size": None, "epochs": 200, "batch": 128, "schedule": "steps"}],
-            ["cifar100"],
-            FULL,
-            PAPER,
-            SEEDS,
-            (0.1,),
-        ),
-    }[name]
-    recipes = list({json.dumps({**r, **wanted}): {**r, **wanted} for r in recipes}.values())
-    if networks is None:
-        networks = of_networks
-    else:
-        networks = {network: of_networks.get(network, every[network]) for network in networks}
-    return list(
-        seed_major(
-            datasets or of_data,
-            networks,
-            of_methods if methods is None else methods,
-            recipes,
-            of_seeds if seeds is None else seeds,
-            rates or of_rates,
-        )
-    )
 
 
 def selects(only, settings):
@@ -260,15 +81,6 @@ def selects(only, settings):
 def score(line):
     """What chooses the learning rate: accuracy of the final exit on validation images, end of the run."""
     return -1.0 if line["diverged"] else float(np.mean(line["validation"]["final"][-LAST:]))
-
-
-def searches(settings, rates=None):
-    """The runs whose validation chooses the learning rate of a run."""
-    network = SEARCHED_ON.get(settings["network"], settings["network"])
-    width, exits = {**SMALL, **FULL}[network]
-    where = {"network": network, "width": width, "exits": 0 if settings["method"] == PLAIN else exits}
-    tried = rates or RATES[network]
-    return [{**settings, **SEARCH, **where, "rate": rate, "seed": SEARCH_SEED} for rate in tried]
 
 
 def chosen_rate(settings, lines, rates=None):
@@ -635,7 +447,7 @@ def parse(arguments):
     parser.add_argument("--preset", default="main", choices=PRESETS)
     several("--dataset", dest="datasets", help="one or several, with commas: glyphs,fashion_mnist")
     several("--networks", help=", ".join({**SMALL, **FULL}))
-    several("--methods", help=", ".join(PAPER + REMEDIES))
+    several("--methods", help=", ".join(PAPER + REMEDIES + SECOND))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")])
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")])
     parser.add_argument("--train-size", type=int, help="training images")

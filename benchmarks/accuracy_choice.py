@@ -4,7 +4,9 @@ import collections
 import textwrap
 
 import numpy as np
-from accuracy import (
+from accuracy import resolved
+from accuracy_lines import BASE, FINAL, end_of, test
+from accuracy_presets import (
     BUDGETS,
     FIRST,
     HALF,
@@ -19,9 +21,7 @@ from accuracy import (
     WIDER,
     WIDTHS,
     preset,
-    resolved,
 )
-from accuracy_lines import BASE, FINAL, end_of, test
 from accuracy_results import key_of
 from accuracy_statistics import paired
 from accuracy_text import plus_minus, signed, table
@@ -168,7 +168,9 @@ def half_table(lines):
         rows.append([network, "none", "plain", "100%", *_cells(whole), ""])
         for width in sorted(WIDTHS, reverse=True):
             if smaller := narrow.get((network, PLAIN, width)):
-                rows.append([network, "none", "plain, smaller", f"{share(smaller):.0%}", *_cells(smaller), ""])
+                rows.append(
+                    [network, "none", "plain, smaller", f"{share(smaller):.0%}", *_cells(smaller), ""]
+                )
         of_network = [(key, found) for key, found in heads.items() if key[0] == network]
         for (_, method, head), found in sorted(of_network, key=lambda item: share(item[1])):
             gain = paired([test(found[seed]) - test(whole[seed]) for seed in found if seed in whole])

@@ -17,7 +17,10 @@ import textwrap
 import typing
 
 import numpy as np
-from accuracy import (
+from accuracy import RESULTS, chosen_rate, count_done
+from accuracy_choice import choice
+from accuracy_lines import BASE, FINAL, early_mean, end_of, test
+from accuracy_presets import (
     FASHION,
     FINALISTS,
     JUDGED,
@@ -27,7 +30,6 @@ from accuracy import (
     PLAIN,
     RATES,
     REMEDIES,
-    RESULTS,
     SCREENED,
     SCREENED_ON,
     SEARCH,
@@ -37,12 +39,8 @@ from accuracy import (
     SIZES,
     SMALL,
     WIDER,
-    chosen_rate,
-    count_done,
     preset,
 )
-from accuracy_choice import choice
-from accuracy_lines import BASE, FINAL, early_mean, end_of, test
 from accuracy_results import Results
 from accuracy_statistics import holm, paired
 from accuracy_text import difference, p_value, plus_minus, signed, table

@@ -252,7 +252,12 @@ def curve(entries, backbone):
 def draw_case(axis, joint, plain, case):
     widest = max(plain[case])
     backbone = plain[case][widest][0]["backbone"]
-    for head, style in (("light", "o-C0"), ("mixed_hidden", "v-.C4"), ("linear", "s--C1"), ("bottleneck", "^:C2")):
+    for head, style in (
+        ("light", "o-C0"),
+        ("mixed_hidden", "v-.C4"),
+        ("linear", "s--C1"),
+        ("bottleneck", "^:C2"),
+    ):
         if head in joint[case]:
             cost, accuracy = zip(*curve(joint[case][head], backbone), strict=True)
             axis.plot(cost, accuracy, style, label=f"early exit, {head}", markersize=4)

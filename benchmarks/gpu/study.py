@@ -33,8 +33,9 @@ if keras.backend.backend() != "jax":
 import jax
 import jax.numpy as jnp
 import numpy as np
-from accuracy import PAPER, PLAIN, build, images_of, learning_rate
+from accuracy import build, images_of, learning_rate
 from accuracy_methods import make
+from accuracy_presets import PAPER, PLAIN
 from accuracy_results import Results, key_of
 
 import keras_exitens as kx

@@ -9,6 +9,7 @@ import sys
 
 import accuracy
 import accuracy_methods
+import accuracy_presets
 import accuracy_report
 import accuracy_statistics
 import glyphs
@@ -45,11 +46,11 @@ def line_for(settings, accuracy_of_final=0.5, exits=3):
 
 
 def test_main_is_balanced_and_seed_major():
-    jobs = accuracy.preset("main", ["glyphs"])
-    reported = [job for job in jobs if job["seed"] != accuracy.SEARCH_SEED]
+    jobs = accuracy_presets.preset("main", ["glyphs"])
+    reported = [job for job in jobs if job["seed"] != accuracy_presets.SEARCH_SEED]
     assert len(jobs) == 2 * 7 * 3 + 4 * 7 * 5 and len(reported) == 4 * 7 * 5
     assert [job["seed"] for job in reported] == sorted(job["seed"] for job in reported)
-    for seed in accuracy.SEEDS:
+    for seed in accuracy_presets.SEEDS:
         cells = {(job["network"], job["method"]) for job in reported if job["seed"] == seed}
         assert len(cells) == 4 * 7
     assert {job["exits"] for job in jobs if job["method"] == "plain"} == {0}
@@ -57,27 +58,27 @@ def test_main_is_balanced_and_seed_major():
     # The same budget of learning rates for all, first, in a seed that is not reported.
     searched = jobs[: len(jobs) - len(reported)]
     assert {job["seed"] for job in searched} == {
-        accuracy.SEARCH_SEED
-    } and accuracy.SEARCH_SEED not in accuracy.SEEDS
+        accuracy_presets.SEARCH_SEED
+    } and accuracy_presets.SEARCH_SEED not in accuracy_presets.SEEDS
     budgets = {}
     for job in searched:
         budgets.setdefault((job["network"], job["method"]), []).append((job["rate"], job["epochs"]))
     assert len(budgets) == 2 * 7
     for (network, _), budget in budgets.items():
-        assert budget == [(rate, 10) for rate in accuracy.RATES[network]] and len(budget) == 3
+        assert budget == [(rate, 10) for rate in accuracy_presets.RATES[network]] and len(budget) == 3
 
 
 def test_every_method_of_a_preset_can_be_made():
-    for name in accuracy.PRESETS:
-        for job in accuracy.preset(name):
+    for name in accuracy_presets.PRESETS:
+        for job in accuracy_presets.preset(name):
             assert job["method"] in accuracy_methods.METHODS
-    assert tuple(accuracy_methods.PAPER) == accuracy.PAPER
-    assert tuple(accuracy_methods.REMEDIES) == accuracy.REMEDIES
-    assert tuple(accuracy_methods.SECOND) == accuracy.SECOND
+    assert tuple(accuracy_methods.PAPER) == accuracy_presets.PAPER
+    assert tuple(accuracy_methods.REMEDIES) == accuracy_presets.REMEDIES
+    assert tuple(accuracy_methods.SECOND) == accuracy_presets.SECOND
 
 
 def test_the_papers_recipe():
-    (job, *_) = accuracy.preset("paper", methods=["eed-mse"], networks=["ResNet18"])
+    (job, *_) = accuracy_presets.preset("paper", methods=["eed-mse"], networks=["ResNet18"])
     assert job["rate"] == 0.1 and job["epochs"] == 200 and job["batch"] == 128 and job["l2"] == 5e-4
     assert job["width"] == 1.0 and job["train_size"] is None and job["dataset"] == "cifar100"
     rate = accuracy.learning_rate(job, 2000)
@@ -97,10 +98,10 @@ def test_only():
 
 
 def test_the_rate_is_chosen_on_validation_alone():
-    job = accuracy.preset("main", ["glyphs"], ["ResNeXt14"], ["dbt"])[-1]
+    job = accuracy_presets.preset("main", ["glyphs"], ["ResNeXt14"], ["dbt"])[-1]
     lines = {}
     found = {0.006: 0.7, 0.02: 0.8, 0.06: 0.6}
-    for settings in accuracy.searches(job, RATES):
+    for settings in accuracy_presets.searches(job, RATES):
         assert accuracy.chosen_rate(job, lines, RATES) is None, "not before the search is finished"
         line = line_for(settings, found[settings["rate"]])
         line["test"]["last"] = dict.fromkeys(line["test"]["last"], 1 - found[settings["rate"]])
@@ -114,11 +115,11 @@ def test_the_rate_is_chosen_on_validation_alone():
 
 
 def test_keys_depend_on_every_setting_and_on_nothing_else():
-    (job, *_) = accuracy.preset("main")
+    (job, *_) = accuracy_presets.preset("main")
     assert key_of(job) == key_of(dict(reversed(job.items())))
     keys = {key_of(job)} | {key_of({**job, field: "other"}) for field in job}
     assert len(keys) == len(job) + 1
-    jobs = accuracy.preset("main")
+    jobs = accuracy_presets.preset("main")
     assert len({key_of(job) for job in jobs}) == len(jobs) - len(
         [j for j in jobs if j["rate"] is None]
     ) + len({key_of(j) for j in jobs if j["rate"] is None})
@@ -157,7 +158,7 @@ def test_a_claim_keeps_other_processes_off_and_ends_with_the_process(tmp_path):
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path):
-    jobs = accuracy.preset("main", ["glyphs"], ["VGG11"], ["plain", "dbt"], [1, 2])
+    jobs = accuracy_presets.preset("main", ["glyphs"], ["VGG11"], ["plain", "dbt"], [1, 2])
     results = Results(tmp_path / "r.jsonl", tmp_path)
     done = []
 
@@ -169,12 +170,12 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path):
     assert left == len(jobs) - 4 and len(done) == 4
     assert accuracy.work(jobs, Results(results.path, tmp_path), RATES, do, pause=0) == 0
     assert len(done) == len(jobs) == len({key_of(s) for s in done}) == len(results.read())
-    assert {s["rate"] for s in done if s["seed"] != accuracy.SEARCH_SEED} == {0.006}
+    assert {s["rate"] for s in done if s["seed"] != accuracy_presets.SEARCH_SEED} == {0.006}
     assert accuracy.work(jobs, results, RATES, do, pause=0) == 0 and len(done) == len(jobs)
 
 
 def test_a_run_that_waits_for_a_search_that_nobody_does_is_told(tmp_path):
-    jobs = accuracy.preset("main", ["glyphs"], ["VGG11"], ["dbt"], [1, 2])
+    jobs = accuracy_presets.preset("main", ["glyphs"], ["VGG11"], ["dbt"], [1, 2])
     jobs = [job for job in jobs if job["seed"] == 1]
     assert accuracy.work(jobs, Results(tmp_path / "r.jsonl", tmp_path), RATES, None, pause=0) == 1
 
@@ -234,14 +235,14 @@ def test_verdict():
 
 
 def middle(job):
-    return accuracy.RATES[accuracy.SEARCHED_ON[job["network"]]][1]
+    return accuracy_presets.RATES[accuracy_presets.SEARCHED_ON[job["network"]]][1]
 
 
-def synthetic(gain, seeds=accuracy.SEEDS, methods=("plain", "cross-entropy", "eed-kl"), early=0.0):
+def synthetic(gain, seeds=accuracy_presets.SEEDS, methods=("plain", "cross-entropy", "eed-kl"), early=0.0):
     """Lines of a whole main table, in which eed-kl gains `gain` at the final exit."""
     lines = {}
     rng = np.random.RandomState(0)
-    for job in accuracy.preset("main", ["glyphs"], methods=list(methods), seeds=seeds):
+    for job in accuracy_presets.preset("main", ["glyphs"], methods=list(methods), seeds=seeds):
         settings = {**job, "rate": job["rate"] or middle(job)}
         value = 0.8 + 0.01 * rng.rand() + (gain if settings["method"] == "eed-kl" else 0)
         value -= 0.1 * (settings["rate"] != middle(job))
@@ -296,11 +297,11 @@ def test_the_lead_of_the_teacher_is_told_by_epoch():
     assert all("| +3.0 | -2.0 | +3.0 |" in row for row in rows)
 
 
-def screened(gains, networks=None, seeds=accuracy.SEEDS):
+def screened(gains, networks=None, seeds=accuracy_presets.SEEDS):
     """Lines in which each method's final exit gains some points over plain's: on validation, and on test."""
     lines = {}
     methods = ["plain", "cross-entropy", "eed-kl", *gains]
-    for job in accuracy.preset("remedies", networks=networks, methods=methods, seeds=seeds):
+    for job in accuracy_presets.preset("remedies", networks=networks, methods=methods, seeds=seeds):
         settings = {**job, "rate": job["rate"] or middle(job)}
         validation, tested = gains.get(settings["method"], (0, 0))
         searched = settings["rate"] == middle(job)
@@ -322,7 +323,7 @@ def test_remedies_are_ranked_by_validation_of_the_screened_seeds():
 
 def test_finalists_are_judged_on_pairs_that_did_not_choose_them_too(monkeypatch):
     monkeypatch.setattr(accuracy_report, "FINALISTS", ("eed-kl-better",))
-    runs = screened({"eed-kl-better": (2, 1)}, networks=list(accuracy.SMALL))
+    runs = screened({"eed-kl-better": (2, 1)}, networks=list(accuracy_presets.SMALL))
     text = accuracy_report.finalists_table(runs)
     assert "below 0.05: eed-kl-better." in text
     first = next(row for row in text.splitlines() if row.startswith("| eed-kl-better"))
@@ -452,7 +453,7 @@ def test_the_second_round_of_candidates_by_hand():
 
 
 def test_one_training_of_digits():
-    *_, job = accuracy.preset("smoke", methods=["eed-kl"])
+    *_, job = accuracy_presets.preset("smoke", methods=["eed-kl"])
     settings = {**job, "rate": 0.05, "exits": 1, "train_size": 200}
     line = accuracy.run(settings)
     assert json.loads(json.dumps(line)) == line
@@ -465,7 +466,7 @@ def test_one_training_of_digits():
 
 
 def test_the_parts_of_a_run_are_apart():
-    (job, *_) = accuracy.preset("smoke")
+    (job, *_) = accuracy_presets.preset("smoke")
     train, steps, one_pass, shape, classes = accuracy.pipelines({**job, "augment": "none"})
     assert steps == 5 and shape == (8, 8, 1) and classes == 10
     epoch = [images.numpy() for images, _ in train.take(steps)]

@@ -1,7 +1,7 @@
 """What the accuracy page says of the choice of an objective."""
 
-import accuracy
 import accuracy_choice
+import accuracy_presets
 import pytest
 from accuracy_results import key_of
 from test_accuracy_benchmark import line_for
@@ -11,7 +11,7 @@ def runs(gains):
     """Runs in which a method's final exit is so many points above plain's, by seed; on test images below."""
     found = {}
     for method, by_seed in {"plain": dict.fromkeys((1, 2, 3), 0), **gains}.items():
-        (job, *_) = accuracy.preset("overfit", methods=[method], networks=["ResNet10"])
+        (job, *_) = accuracy_presets.preset("overfit", methods=[method], networks=["ResNet10"])
         found["ResNet10", method] = {
             seed: {
                 **line_for({**job, "seed": seed}, 0.3 - gain / 100),
@@ -55,7 +55,7 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
     """What a network costs beside the plain one, and its accuracy at each budget that it can keep."""
     lines = {}
     for name in ("overfit", "narrow", "half", "heads", "first"):
-        for job in accuracy.preset(name, networks=["ResNet10"], seeds=[1, 2]):
+        for job in accuracy_presets.preset(name, networks=["ResNet10"], seeds=[1, 2]):
             line = line_for(job, 0.3)
             line["multiply_adds"] = [int(1000 * job["width"])]
             line["early_exit"] = {"0.5": {"accuracy": 0.25, "multiply_adds": 1}} if job["exits"] else {}
@@ -69,7 +69,7 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
     told = {(row[1], row[2]) for row in half[3:]}
     objectives = ("cross-entropy", "eed-kl", "eed-kl-output")
     assert {(f"`{head}`", method) for head in ("light", "conv") for method in objectives} <= told
-    assert {(f"`{head}`", "eed-kl") for head in accuracy.TRAINED_HEADS} <= told
+    assert {(f"`{head}`", "eed-kl") for head in accuracy_presets.TRAINED_HEADS} <= told
     assert len(told) == len(half) - 3
     assert half[3][-3:] == ["–", "25.0 ± 0.0", "+0.00 ± 0.00"]
     ways = {row[1] for row in first}
@@ -81,8 +81,8 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
 
 @pytest.mark.parametrize("name", ["second", "overfit", "half", "narrow", "first", "heads"])
 def test_runs_of_the_new_presets_have_keys_of_their_own(name):
-    jobs = accuracy.preset(name)
+    jobs = accuracy_presets.preset(name)
     keys = {key_of(job) for job in jobs if job["rate"]}
     for other in ("main", "overfit", "half", "narrow", "first", "heads"):
         if other != name:
-            assert not keys & {key_of(job) for job in accuracy.preset(other) if job["rate"]}
+            assert not keys & {key_of(job) for job in accuracy_presets.preset(other) if job["rate"]}

@@ -26,7 +26,9 @@ def test_all_runs_of_a_seed_come_before_those_of_the_next(monkeypatch):
     assert [job["seed"] for job in jobs] == sorted(job["seed"] for job in jobs)
     assert len({json.dumps(job, sort_keys=True) for job in jobs}) == len(jobs)
     joint = {(job["network"], job["head"]) for job in jobs if job["part"] == "joint"}
-    assert joint == {(n, h) for n in heads.NETWORKS for h in ("light", "mixed_hidden", "linear", "bottleneck")}
+    assert joint == {
+        (n, h) for n in heads.NETWORKS for h in ("light", "mixed_hidden", "linear", "bottleneck")
+    }
     frozen = {job["head"] for job in jobs if job["part"] == "frozen"}
     assert frozen == set(heads.GROUPS)
 
