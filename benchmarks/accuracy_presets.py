@@ -45,7 +45,7 @@ WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "mixed_hidden"}, 0.1
 THEN = (("joint", 0.01), ("joint", 0.1), ("frozen", 0.1))
 # Heads that are trained with their network; some are in head_candidates.py.
-TRAINED_HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "half", "half_hidden")
+TRAINED_HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "light_hidden", "light_32")
 # Training images and epochs of the sweep over sizes.
 SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
 

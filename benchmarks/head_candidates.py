@@ -63,19 +63,19 @@ def mixed_hidden(blocks, tensor, width, halvings):
     return hidden(blocks, blocks.pool(mixed(blocks, tensor, width, halvings)))
 
 
-def half(blocks, tensor, width, halvings):
-    """`light`, whose 1×1 convolutions double the width up to half of the last map's."""
-    top = max(width // 2, min(width, 32))
+def light_hidden(blocks, tensor, width, halvings):
+    return hidden(blocks, blocks.pool(heads.HEADS["light"](blocks, tensor, width, halvings)))
+
+
+def light_32(blocks, tensor, width, halvings):
     for i in range(1, max(halvings, 1) + 1):
         blocks.block = i
         tensor = blocks.depthwise(tensor, 2 if halvings else 1, "a")
         if i > 1 or halvings < 2:
-            tensor = blocks.conv(tensor, min(top, 2 * blocks.channels(tensor)), 1, 1, "b")
+            channels = blocks.channels(tensor)
+            most = max(width**2 // (8 * channels), min(width, 32))
+            tensor = blocks.conv(tensor, min(2 * channels, most), 1, 1, "b")
     return tensor
-
-
-def half_hidden(blocks, tensor, width, halvings):
-    return hidden(blocks, blocks.pool(half(blocks, tensor, width, halvings)))
 
 
 CANDIDATES = {
@@ -84,8 +84,8 @@ CANDIDATES = {
     "mixed": mixed,
     "mixed_wide": mixed_wide,
     "mixed_hidden": mixed_hidden,
-    "half": half,
-    "half_hidden": half_hidden,
+    "light_hidden": light_hidden,
+    "light_32": light_32,
 }
 
 

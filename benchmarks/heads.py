@@ -57,7 +57,7 @@ PLAIN = "plain"
 # Heads that stand on one frozen network together: what there was at first, and what was tried later.
 GROUPS = {
     "all": ("mixed_hidden", "conv", "bottleneck", "separable", "linear", "mlp", "shrink", "mixed"),
-    "later": ("mixed_wide", "half_hidden", "half", "light"),
+    "later": ("mixed_wide", "light_hidden", "light", "light_32"),
 }
 WHERE = "mixed_hidden"  # exits stand where the compute placement puts those with this head, for all heads
 

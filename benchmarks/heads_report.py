@@ -27,9 +27,9 @@ TRIED = {
     "mixed": "strided depthwise convolutions, one 1×1 convolution to a quarter of the last map's width",
     "mixed_wide": "the same, to the full width",
     "mixed_hidden": "`mixed`, then the hidden layer; this was the default before",
-    "mixed_reuse": "`mixed_hidden`, whose classifier also sees what the exit before says (ZTW, arXiv 2106.05409)",
-    "half": "`light` with 1×1 convolutions up to half of the last map's width, of any number of weights",
-    "half_hidden": "`half`, then the hidden layer",
+    "mixed_reuse": "`mixed_hidden` that also sees what the exit before it says (ZTW, arXiv 2106.05409)",
+    "light_hidden": "`light`, then the hidden layer",
+    "light_32": "`light` with at least 32 channels in place of 64",
 }
 NAMES = {"fashion_mnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
 
@@ -42,8 +42,8 @@ from the {runs} runs of `python benchmarks/heads.py` that are done, on one core 
 
 **The default, `"light"`**, shrinks the map of the exit to the size of the network's last map by strided
 depthwise 3×3 convolutions. A 1×1 convolution to twice the width follows each but the first, which stands on
-the largest map, as long as it has at most w²/8 weights, w the last map's width; else it is narrower. All have
-batch normalisation and a ReLU. Pooling follows, and a Dense layer to D units.
+the largest map, as long as it has at most w²/8 weights, w the last map's width; else it is narrower, down to
+64 channels. All have batch normalisation and a ReLU. Pooling follows, and a Dense layer to D units.
 
 ## What was chosen, and on what
 

@@ -251,8 +251,8 @@ def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
         tensor = blocks.depthwise(tensor, 2 if halvings else 1, "a")
         if i > 1 or count == 1:
             channels = blocks.channels(tensor)
-            # At most width² / 8 weights; in narrow networks not so few channels that all may be dead.
-            most = max(width**2 // (8 * channels), min(width, 32))
+            # At most width² / 8 weights; but in narrow networks not so few channels that classes get lost.
+            most = max(width**2 // (8 * channels), min(width, 64))
             tensor = blocks.conv(tensor, min(2 * channels, most), 1, 1, "b")
     return tensor
 

@@ -85,7 +85,7 @@ def test_the_study_runs_and_goes_on(tmp_path):
         *("conv", "bottleneck", "separable", "linear"),
         *("mlp", "shrink", "mixed", "mixed_hidden", "mixed_reuse"),
     }
-    assert set(lines[1]["heads"]) == {"mixed_wide", "half_hidden", "half", "light"}
+    assert set(lines[1]["heads"]) == {"mixed_wide", "light_hidden", "light", "light_32"}
     finals = [{tuple(e["test"]["exits"][-1:]) for e in found["heads"].values()} for found in lines[:2]]
     assert len(finals[0]) == 1 and finals[0] == finals[1], "all heads stand on the same network"
     assert all(0 <= v <= 1 for found in lines for e in found["heads"].values() for v in e["test"]["exits"])

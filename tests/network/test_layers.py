@@ -279,13 +279,14 @@ PARAMETERS = {
         (4, 64, 0, [8]),  # twice the exit's channels
         (4, 64, 1, [8]),
         (4, 64, 2, [8]),  # none on the largest map
-        (4, 24, 4, [8, 16, 24]),  # fewer than 32 could be dead, all of them
+        (4, 24, 4, [8, 16, 24]),  # no fewer than 64, or than the last map has
         (16, 128, 3, [32, 64]),
+        (64, 128, 1, [64]),
         (64, 512, 4, [128, 256, 128]),  # 512² / 8 weights are 128 × 256, and 256 × 128
         (128, 512, 1, [256]),
         (256, 512, 1, [128]),
         (512, 512, 0, [64]),
-        (512, 101, 1, [32]),
+        (512, 101, 1, [64]),
     ],
 )
 def test_the_light_head_doubles_its_width_while_that_is_cheap(channels, width, halvings, widths):
