@@ -206,6 +206,10 @@ def run(settings, data_dir=None):
     backbone = build(settings["network"], input_shape=input_shape, classes=classes, width=settings["width"])
     model = kx.add_exits(backbone, settings["exits"], placement="stage", head=settings.get("head", "conv"))
     names = kx.exit_names(model)
+    if settings.get("begin") == "zeros":
+        for name in names[:-1]:
+            kernel = model.get_layer(name).classifier.kernel
+            kernel.assign(np.zeros(kernel.shape))
     objective = make(settings["method"], settings["epochs"] * steps, len(names))
     began_training, cpu = time.perf_counter(), time.process_time()
 

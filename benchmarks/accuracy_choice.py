@@ -32,7 +32,7 @@ __all__ = ["choice", "regret_table"]
 # what people ask for.
 WENT_ON = (BASE, "eed-mse", "eed-kl", "eed-kl-output", "eed-kl-early", "eed-kl-itself")
 # What a preset varies beyond network, method and seed.
-VARIED = {"narrow": ("width",), "heads": ("head",), "first": ("then", "rate")}
+VARIED = {"narrow": ("width",), "heads": ("head", "begin"), "first": ("then", "rate")}
 
 
 def runs_of(lines, name, **only):
@@ -45,7 +45,7 @@ def runs_of(lines, name, **only):
         settings = resolved(job, lines)
         line = settings and lines.get(key_of(settings))
         if line and not line["diverged"] and settings["seed"] != SEARCH_SEED:
-            varied = (settings[field] for field in VARIED.get(name, ()))
+            varied = (settings.get(field) for field in VARIED.get(name, ()))
             found[(settings["network"], settings["method"], *varied)][settings["seed"]] = line
     return dict(found)
 
@@ -145,7 +145,9 @@ _COLUMNS = ["seeds", "right at each exit", *(f"early exit at {budget:.0%}" for b
 
 def by_head(lines):
     """The runs in the over-fitted regime with early exits: `{(network, method, head): {seed: line}}`."""
-    found = runs_of(lines, "heads")
+    found = {}
+    for (network, method, head, begin), seeds in runs_of(lines, "heads").items():
+        found[network, method, f"{head}, classifiers of {begin}" if begin else head] = seeds
     for head, name in (("conv", "overfit"), ("light", "half")):
         of_head = runs_of(lines, name)
         found |= {(*key, head): seeds for key, seeds in of_head.items() if key[1] in HALF}

@@ -44,8 +44,15 @@ WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 # The network alone first, for half of the epochs, and then its exits; at these rates.
 FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "mixed_hidden"}, 0.1
 THEN = (("joint", 0.01), ("joint", 0.1), ("frozen", 0.1))
-# Heads that are trained with their network; some are in head_candidates.py.
-TRAINED_HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "light_hidden", "light_32")
+# Heads that are trained with their network; some are in head_candidates.py. The last begins by saying nothing:
+# with weights of 0 in the classifiers of the exits.
+TRAINED_HEADS = (
+    *(
+        {"head": head}
+        for head in ("separable", "mixed_hidden", "mixed", "mixed_wide", "light_hidden", "light_32")
+    ),
+    {"head": "light_hidden", "begin": "zeros"},
+)
 # Training images and epochs of the sweep over sizes.
 SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
 
@@ -90,7 +97,7 @@ PRESETS = {
     "second": Preset([MAIN], SECOND, _shapes(SCREENED_ON), seeds=SEEDS[:SCREENED]),
     "overfit": _on_cifar100([{}], JUDGED, SEEDS),
     "half": _on_cifar100([{"head": "light"}], HALF),
-    "heads": _on_cifar100([{"head": head} for head in TRAINED_HEADS], HALF[:2], SEEDS[:2]),
+    "heads": _on_cifar100(TRAINED_HEADS, HALF[:2], SEEDS[:2]),
     "narrow": _on_cifar100([{"width": width} for width in WIDTHS], (PLAIN,)),
     "first": _on_cifar100([{**FIRST, "then": then, "rate": rate} for then, rate in THEN], HALF[:2]),
     "smoke": Preset(
