@@ -44,15 +44,10 @@ WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 # The network alone first, for half of the epochs, and then its exits; at these rates.
 FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "mixed_hidden"}, 0.1
 THEN = (("joint", 0.01), ("joint", 0.1), ("frozen", 0.1))
-# Heads that are trained with their network; some are in head_candidates.py. The last begins by saying nothing:
-# with weights of 0 in the classifiers of the exits.
-TRAINED_HEADS = (
-    *(
-        {"head": head}
-        for head in ("separable", "mixed_hidden", "mixed", "mixed_wide", "light_hidden", "light_32")
-    ),
-    {"head": "light_hidden", "begin": "zeros"},
-)
+# Heads that are trained with their network; some are in head_candidates.py.
+HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "light_hidden", "light_32")
+# The last begins by saying nothing: with weights of 0 in the classifiers of the exits.
+TRAINED_HEADS = (*({"head": head} for head in HEADS), {"head": "light_hidden", "begin": "zeros"})
 # Training images and epochs of the sweep over sizes.
 SIZES = ((1000, 60), (3000, 7), (3000, 20), (3000, 60), (9000, 7), (9000, 20))
 

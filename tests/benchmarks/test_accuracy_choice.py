@@ -69,7 +69,8 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
     told = {(row[1], row[2]) for row in half[3:]}
     objectives = ("cross-entropy", "eed-kl", "eed-kl-output")
     assert {(f"`{head}`", method) for head in ("light", "conv") for method in objectives} <= told
-    assert {(f"`{head}`", "eed-kl") for head in accuracy_presets.TRAINED_HEADS} <= told
+    zeros = "light_hidden, classifiers of zeros"
+    assert {(f"`{head}`", "eed-kl") for head in (*accuracy_presets.HEADS, zeros)} <= told
     assert len(told) == len(half) - 3
     assert half[3][-3:] == ["–", "25.0 ± 0.0", "+0.00 ± 0.00"]
     ways = {row[1] for row in first}
