@@ -46,9 +46,21 @@ def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
         ("eed-mse", "1, 1", 1.0),
         ("beed", "1, 1", 2.0),
     ]
-    assert accuracy_choice.against_plain(one, "dbt", accuracy_choice.seen) is None
+    assert accuracy_choice.against_plain(one, "dbt", accuracy_choice.seen(one)) is None
     (only,) = rows_of(accuracy_choice.regret_table({"a": one}, ["eed-kl"]))
     assert only[:4] == ["eed-kl", "2", "0.00", "+1.00 ± 25.41"], "without the others it has both of its seeds"
+
+
+def test_objectives_are_compared_on_the_same_images():
+    """Older runs were not looked at on the images kept for the choice: then no run is judged by these."""
+    found = runs({"eed-kl": {1: 3}, "eed-mse": {1: 2}})
+    (told, _) = rows_of(accuracy_choice.regret_table({"a": found}))
+    assert told[3] == "+3.00"
+    del found["ResNet10", "plain"][1]["screening"]
+    for row in rows_of(accuracy_choice.regret_table({"a": found})):
+        assert row[3] == row[4] != "+3.00", (
+            "validation during training, which is made as the test accuracy is"
+        )
 
 
 def test_tables_of_early_exit_are_made_of_what_is_done():
