@@ -128,6 +128,31 @@ def regret_table(found, methods=(*JUDGED, *REMEDIES)):
     return table(header, [row for _, row in sorted(rows, key=lambda row: row[0])])
 
 
+def answer(found, default="eed-kl"):
+    """What the table of regrets says of the default, in a sentence for each regime."""
+    told = []
+    for regime, runs in found.items():
+        value, rows = seen(runs), common({key: s for key, s in runs.items() if key[1] in (PLAIN, *WENT_ON)})
+        gains = {
+            method: paired([value(runs[n, method][s]) - value(runs[n, PLAIN][s]) for n, s in rows])
+            for method in WENT_ON
+            if rows and (rows[0][0], method) in runs
+        }
+        if default not in gains:
+            continue
+        best = max(gains, key=lambda method: gains[method].mean)
+        if best == default:
+            told.append(f"{regime}, no other is ahead of it")
+            continue
+        ahead = paired([value(runs[n, best][s]) - value(runs[n, default][s]) for n, s in rows])
+        told.append(f"{regime}, `{best}` is {signed(ahead, p=False)} ahead of it")
+    if not told:
+        return ""
+    lead = f"**The default, `{default}`, on validation images, points with the 95% interval:**"
+    text = f"{lead} {'; '.join(told)}."
+    return textwrap.fill(text, 110, break_on_hyphens=False) + "\n"
+
+
 # Early exit at half the cost; and what to train first
 
 
@@ -244,6 +269,7 @@ def choice(lines):
     return [
         "\n## What to choose\n",
         introduction,
+        answer(found),
         regret_table(found, WENT_ON),
         "\n### All that was tried\n",
         "A first look, with fewer seeds: the networks and seeds that all of these have.\n",

@@ -302,7 +302,7 @@ def main():
         choice=choice(frozen),
         frozen=table(HEADER, rows_of(frozen, (*HEADS, *TRIED))),
         pairs=pairs(frozen),
-        joint=table(HEADER, rows_of(joint, HEADS)),
+        joint=table(HEADER, rows_of(joint, JOINT)),
         finals=table(["network", *(f"`{head}`" for head in JOINT)], finals(joint, plain)),
         widths=table(["network", "width", "seeds", "cost", "right, 95% interval"], plain_rows(plain)),
     )

@@ -51,6 +51,18 @@ def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
     assert only[:4] == ["eed-kl", "2", "0.00", "+1.00 ± 25.41"], "without the others it has both of its seeds"
 
 
+def test_what_is_said_of_the_default():
+    one = runs({"eed-kl": {1: 3, 2: 1}, "eed-mse": {1: 2, 2: 2.5}})
+    two = runs({"eed-kl": {1: 3, 2: 2}, "eed-mse": {1: 2, 2: 4}})
+    told = " ".join(accuracy_choice.answer({"a": one, "b": two}).split())
+    # -1 and 1.5 have a mean of 0.25; -1 and 2 one of 0.5, and t(0.975, 1) = 12.706 times 1.5.
+    assert told.endswith(
+        "a, `eed-mse` is +0.25 ± 15.88 ahead of it; b, `eed-mse` is +0.50 ± 19.06 ahead of it."
+    )
+    assert "a, no other is ahead of it" in accuracy_choice.answer({"a": runs({"eed-kl": {1: 3}})})
+    assert accuracy_choice.answer({"a": {}}) == ""
+
+
 def test_objectives_are_compared_on_the_same_images():
     """Older runs were not looked at on the images kept for the choice: then no run is judged by these."""
     found = runs({"eed-kl": {1: 3}, "eed-mse": {1: 2}})
