@@ -138,11 +138,11 @@ def test_every_normalisation_of_nested_and_shared_layers_is_found(make):
     assert harness.same(fused(x, training=False), model(x, training=False))
 
 
-def network(precision="float32"):
+def network(precision="float32", **kwargs):
     keras.config.set_dtype_policy(precision)
     keras.utils.set_random_seed(0)
     backbone = kx.applications.ResNet18(input_shape=(8, 8, 3), classes=CLASSES, width=0.0625)
-    return kx.add_exits(backbone, exits=2)
+    return kx.add_exits(backbone, exits=2, **kwargs)
 
 
 def batch():
@@ -181,8 +181,14 @@ def test_a_float64_network_is_trained():
         np.testing.assert_allclose(value, losses["float32"][name], rtol=1e-4)
 
 
+def with_hidden_layer(tensor, width, name):
+    tensor = layers.GlobalAveragePooling2D(name=f"{name}_pool")(tensor)
+    tensor = layers.Dense(width, use_bias=False, name=f"{name}_dense")(tensor)
+    return layers.BatchNormalization(name=f"{name}_bn")(tensor)
+
+
 def test_the_step_runs_the_kernel_and_the_saved_distiller_knows_nothing_of_it(tmp_path):
-    model = network()
+    model = network(head=with_hidden_layer)
     distiller = kx.ExitEnsembleDistiller(model)
     distiller.compile(keras.optimizers.SGD(0.01))
     step = tf.function(lambda data: distiller.train_step(data)).get_concrete_function(batch())
