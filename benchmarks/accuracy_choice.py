@@ -268,8 +268,8 @@ def choice(lines):
     introduction = textwrap.fill(text, 110, break_on_hyphens=False) + "\n"
     return [
         "\n## What to choose\n",
-        introduction,
         answer(found),
+        introduction,
         regret_table(found, WENT_ON),
         "\n### All that was tried\n",
         "A first look, with fewer seeds: the networks and seeds that all of these have.\n",

@@ -28,6 +28,7 @@ from accuracy_presets import (
     OVERFIT,
     PAPER,
     PLAIN,
+    PRESETS,
     RATES,
     REMEDIES,
     SCREENED,
@@ -434,18 +435,9 @@ def claims_table(runs, section):
 
 def missing(lines):
     """What of each preset is not there yet."""
-    for name in (
-        "main",
-        "sizes",
-        "remedies",
-        "finalists",
-        "fashion",
-        "second",
-        "overfit",
-        "half",
-        "narrow",
-        "first",
-    ):
+    for name in PRESETS:
+        if name in ("smoke", "paper"):
+            continue
         jobs = preset(name)
         done = count_done(jobs, lines)
         state = "." if done == len(jobs) else ": **unfinished**."
