@@ -80,6 +80,11 @@ def screened(lines):
     return {"under-fitted": under, "over-fitted": runs_of(lines, "overfit")}
 
 
+def of_methods(runs, methods):
+    """The runs of some methods, and the plain network's."""
+    return {key: seeds for key, seeds in runs.items() if key[1] in (PLAIN, *methods)}
+
+
 def common(runs):
     """The networks and seeds that every method has which has any run: a study that was stopped stays fair."""
     every = collections.defaultdict(set)
@@ -103,10 +108,7 @@ def regret_table(found, methods=(*JUDGED, *REMEDIES)):
         found: dict from the name of a regime to its runs.
         methods: names; they are compared on the networks and seeds that all of them have.
     """
-    found = {
-        regime: {key: seeds for key, seeds in runs.items() if key[1] in (PLAIN, *methods)}
-        for regime, runs in found.items()
-    }
+    found = {regime: of_methods(runs, methods) for regime, runs in found.items()}
     gains = {
         method: {regime: against_plain(runs, method, seen(runs)) for regime, runs in found.items()}
         for method in dict.fromkeys(methods)
@@ -131,8 +133,9 @@ def regret_table(found, methods=(*JUDGED, *REMEDIES)):
 def answer(found, default="eed-kl"):
     """What the table of regrets says of the default, in a sentence for each regime."""
     told = []
-    for regime, runs in found.items():
-        value, rows = seen(runs), common({key: s for key, s in runs.items() if key[1] in (PLAIN, *WENT_ON)})
+    for regime, every in found.items():
+        runs = of_methods(every, WENT_ON)
+        value, rows = seen(runs), common(runs)
         gains = {
             method: paired([value(runs[n, method][s]) - value(runs[n, PLAIN][s]) for n, s in rows])
             for method in WENT_ON

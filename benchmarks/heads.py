@@ -120,11 +120,8 @@ def with_heads(backbone, group):
     before = outputs["exit_1.mixed_reuse"] = outputs["exit_1.mixed_hidden"]
     costs["mixed_reuse"] = list(costs["mixed_hidden"])
     for i, name in enumerate(list(tensors)[1:], 1):
-        own, earlier = (
-            ops.stop_gradient(kept["mixed_hidden", name]),
-            ops.stop_gradient(ops.log_softmax(before)),
-        )
-        seen = layers.Concatenate()([own, earlier])
+        own, earlier = kept["mixed_hidden", name], ops.log_softmax(before)
+        seen = layers.Concatenate()([ops.stop_gradient(own), ops.stop_gradient(earlier)])
         before = outputs[f"{name}.mixed_reuse"] = layers.Dense(classes)(seen)
         costs["mixed_reuse"][i:] = [total + classes**2 for total in costs["mixed_reuse"][i:]]
     return keras.Model(network.inputs, outputs), costs
