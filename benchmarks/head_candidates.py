@@ -1,6 +1,6 @@
 """Heads that are compared with those of the library, and are not in it.
 
-Each is made of the same blocks as the library's, so that `add_exits` and its costs know it: `add(ON_FROZEN)`.
+Each is made of the same blocks as the library's, so that `add_exits` and its costs know it after `add()`.
 """
 
 import math
