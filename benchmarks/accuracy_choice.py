@@ -93,12 +93,12 @@ def common(runs):
     return sorted(set.intersection(*every.values())) if every else []
 
 
-def against_plain(runs, method, value):
-    """`Paired` of a method and the plain network, over what is common to all; `None` for one without runs."""
+def against(runs, method, other, value):
+    """`Paired` of two methods, over what is common to all; `None` for one without runs."""
     if not any(name == method for _, name in runs):
         return None
-    pairs = ((runs[network, method][seed], runs[network, PLAIN][seed]) for network, seed in common(runs))
-    return paired([value(mine) - value(plain) for mine, plain in pairs])
+    pairs = ((runs[network, method][seed], runs[network, other][seed]) for network, seed in common(runs))
+    return paired([value(mine) - value(theirs) for mine, theirs in pairs])
 
 
 def regret_table(found, methods=(*JUDGED, *REMEDIES)):
@@ -110,7 +110,7 @@ def regret_table(found, methods=(*JUDGED, *REMEDIES)):
     """
     found = {regime: of_methods(runs, methods) for regime, runs in found.items()}
     gains = {
-        method: {regime: against_plain(runs, method, seen(runs)) for regime, runs in found.items()}
+        method: {regime: against(runs, method, PLAIN, seen(runs)) for regime, runs in found.items()}
         for method in dict.fromkeys(methods)
         if method != PLAIN
     }
@@ -121,7 +121,7 @@ def regret_table(found, methods=(*JUDGED, *REMEDIES)):
     rows = []
     for method, each in gains.items():
         regret = {regime: best[regime] - each[regime].mean for regime in found}
-        tested = [against_plain(runs, method, test) for runs in found.values()]
+        tested = [against(runs, method, PLAIN, test) for runs in found.values()]
         cells = [signed(gain, p=False) for gain in (*each.values(), *tested)]
         pairs = ", ".join(str(gain.count) for gain in each.values())
         rows.append((max(regret.values()), [method, pairs, f"{max(regret.values()):.2f}", *cells]))
@@ -135,20 +135,17 @@ def answer(found, default="eed-kl"):
     told = []
     for regime, every in found.items():
         runs = of_methods(every, WENT_ON)
-        value, rows = seen(runs), common(runs)
-        gains = {
-            method: paired([value(runs[n, method][s]) - value(runs[n, PLAIN][s]) for n, s in rows])
-            for method in WENT_ON
-            if rows and (rows[0][0], method) in runs
-        }
+        value = seen(runs)
+        gains = {method: against(runs, method, PLAIN, value) for method in WENT_ON}
+        gains = {method: gain for method, gain in gains.items() if gain}
         if default not in gains:
             continue
         best = max(gains, key=lambda method: gains[method].mean)
         if best == default:
             told.append(f"{regime}, no other is ahead of it")
-            continue
-        ahead = paired([value(runs[n, best][s]) - value(runs[n, default][s]) for n, s in rows])
-        told.append(f"{regime}, `{best}` is {signed(ahead, p=False)} ahead of it")
+        else:
+            ahead = signed(against(runs, best, default, value), p=False)
+            told.append(f"{regime}, `{best}` is {ahead} ahead of it")
     if not told:
         return ""
     lead = f"**The default, `{default}`, on validation images, points with the 95% interval:**"
@@ -188,6 +185,11 @@ def by_head(lines):
     return found
 
 
+def _cost(found):
+    """Multiply-adds of an image that goes through all of it."""
+    return next(iter(found.values()))["multiply_adds"][-1]
+
+
 def half_table(lines):
     """Early exit with each head, the cheapest first, below plain networks that cost as much."""
     full, narrow, heads = runs_of(lines, "overfit"), runs_of(lines, "narrow"), by_head(lines)
@@ -196,22 +198,18 @@ def half_table(lines):
         whole = full.get((network, PLAIN))
         if not whole:
             continue
-        cost = next(iter(whole.values()))["multiply_adds"][-1]
-
-        def share(found, whole_cost=cost):
-            return next(iter(found.values()))["multiply_adds"][-1] / whole_cost
-
+        cost = _cost(whole)
         rows.append([network, "none", "plain", "100%", *_cells(whole), ""])
         for width in sorted(WIDTHS, reverse=True):
             if smaller := narrow.get((network, PLAIN, width)):
                 rows.append(
-                    [network, "none", "plain, smaller", f"{share(smaller):.0%}", *_cells(smaller), ""]
+                    [network, "none", "plain, smaller", f"{_cost(smaller) / cost:.0%}", *_cells(smaller), ""]
                 )
         of_network = [(key, found) for key, found in heads.items() if key[0] == network]
-        for (_, method, head), found in sorted(of_network, key=lambda item: share(item[1])):
+        for (_, method, head), found in sorted(of_network, key=lambda item: _cost(item[1])):
             gain = paired([test(found[seed]) - test(whole[seed]) for seed in found if seed in whole])
             told = signed(gain, p=False) if gain else "–"
-            rows.append([network, f"`{head}`", method, f"{share(found):.0%}", *_cells(found), told])
+            rows.append([network, f"`{head}`", method, f"{_cost(found) / cost:.0%}", *_cells(found), told])
     header = ["network", "head", "trained by", "cost of all of it", *_COLUMNS, "final over plain"]
     return table(header, rows) if rows else "No runs yet.\n"
 

@@ -37,9 +37,8 @@ OVERFIT = {"train_size": 5000, "epochs": 60, "batch": 64, "schedule": "steps", "
 WIDER = {"ResNet10": (0.25, 3), "VGG11": (0.25, 3)}
 # There, all that teaches by an ensemble, in the order in which it is to be known.
 JUDGED = (*PAPER, "eed-kl-output", *FINALISTS, *SECOND)
-# Early exit at these shares of the multiply-adds, with the default head; plain networks of about these.
-BUDGETS = (0.3, 0.5)
-HALF = ("cross-entropy", "eed-kl", "eed-kl-output")
+# Early exit at these shares of the multiply-adds, by these objectives; plain networks of about these shares.
+BUDGETS, HALF = (0.3, 0.5), ("cross-entropy", "eed-kl", "eed-kl-output")
 WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 # The network alone first, for half of the epochs, and then its exits; at these rates.
 FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "mixed_hidden"}, 0.1

@@ -3,6 +3,7 @@
 Each is made of the same blocks as the library's, so that `add_exits` and its costs know it after `add()`.
 """
 
+import functools
 import math
 
 import keras
@@ -67,17 +68,6 @@ def light_hidden(blocks, tensor, width, halvings):
     return hidden(blocks, blocks.pool(heads.HEADS["light"](blocks, tensor, width, halvings)))
 
 
-def light_32(blocks, tensor, width, halvings):
-    for i in range(1, max(halvings, 1) + 1):
-        blocks.block = i
-        tensor = blocks.depthwise(tensor, 2 if halvings else 1, "a")
-        if i > 1 or halvings < 2:
-            channels = blocks.channels(tensor)
-            most = max(width**2 // (8 * channels), min(width, 32))
-            tensor = blocks.conv(tensor, min(2 * channels, most), 1, 1, "b")
-    return tensor
-
-
 CANDIDATES = {
     "mlp": mlp,
     "shrink": shrink,
@@ -85,7 +75,7 @@ CANDIDATES = {
     "mixed_wide": mixed_wide,
     "mixed_hidden": mixed_hidden,
     "light_hidden": light_hidden,
-    "light_32": light_32,
+    "light_32": functools.partial(heads.HEADS["light"], least=32),
 }
 
 

@@ -59,10 +59,11 @@ GROUPS = {
     "all": ("mixed_hidden", "conv", "bottleneck", "separable", "linear", "mlp", "shrink", "mixed"),
     "later": ("mixed_wide", "light_hidden", "light", "light_32"),
 }
+JOINT = ("light", "mixed_hidden", "linear", "bottleneck")  # heads that are trained with the network
 WHERE = "mixed_hidden"  # exits stand where the compute placement puts those with this head, for all heads
 
 
-def jobs(parts, networks, seeds, recipes, joint=("light", "mixed_hidden", "linear", "bottleneck")):
+def jobs(parts, networks, seeds, recipes, joint=JOINT):
     """The runs, seed by seed: a study that was stopped is a fair one of fewer seeds."""
     for seed, part, dataset, network in itertools.product(seeds, parts, recipes, networks):
         width, rate, widths = NETWORKS[network]
@@ -86,7 +87,6 @@ def with_heads(backbone, group):
         A model with a dict of logits, `"final"` and `"exit_1.conv"` and so on; and the cumulative costs that
         each head has alone, a dict from its name.
     """
-    import head_candidates
     import keras
     from keras import layers, ops
 
@@ -94,7 +94,6 @@ def with_heads(backbone, group):
     from keras_exitens._attach.heads import apply_head
     from keras_exitens._network.exit_network import ExitNetwork
 
-    head_candidates.add()
     heads = GROUPS[group]
     network = ExitNetwork.of(kx.add_exits(backbone, EXITS, head=WHERE))
     tensors = {name: where_attached(network, name) for name in network.names[:-1]}
@@ -150,6 +149,7 @@ def run(settings, data_dir=None):
     keras.backend.clear_session()
     gc.collect()
     keras.utils.set_random_seed(settings["seed"])
+    head_candidates.add()
     settings = {**settings, "schedule": "cosine", "augment": "auto"}
     train, steps, one_pass, input_shape, classes = pipelines(settings, data_dir)
     backbone = build(settings["network"], input_shape=input_shape, classes=classes, width=settings["width"])
@@ -163,7 +163,6 @@ def run(settings, data_dir=None):
         train = train.map(lambda x, y: (x, dict.fromkeys(model.output, y)))
         trained, backbone_cost = model, kx.cost(backbone).backbone
     else:
-        head_candidates.add()
         head = settings["head"]
         exits = {"exits": 0} if head == PLAIN else {"exits": EXITS, "head": head}
         model = kx.add_exits(backbone, **exits)

@@ -12,11 +12,12 @@ import matplotlib.figure
 import numpy as np
 from accuracy_results import Results
 from accuracy_statistics import interval
+from heads import JOINT
 
 HERE = pathlib.Path(__file__).parent
 RESULTS = HERE / "results" / "heads.jsonl"
 DOCS = HERE.parent / "docs"
-JOINT = ("light", "mixed_hidden", "linear", "bottleneck")  # heads that were trained with the network
+STYLES = dict(zip(JOINT, ("o-C0", "v-.C4", "s--C1", "^:C2"), strict=True))
 BUDGETS = ("0.3", "0.4", "0.6")
 LIMIT = 0.05  # what all early exits together may cost, as a share of the network
 # In the order of the tables: those of the library first.
@@ -254,12 +255,7 @@ def curve(entries, backbone):
 def draw_case(axis, joint, plain, case):
     widest = max(plain[case])
     backbone = plain[case][widest][0]["backbone"]
-    for head, style in (
-        ("light", "o-C0"),
-        ("mixed_hidden", "v-.C4"),
-        ("linear", "s--C1"),
-        ("bottleneck", "^:C2"),
-    ):
+    for head, style in STYLES.items():
         if head in joint[case]:
             cost, accuracy = zip(*curve(joint[case][head], backbone), strict=True)
             axis.plot(cost, accuracy, style, label=f"early exit, {head}", markersize=4)

@@ -52,12 +52,13 @@ def add_exits(
             head costs is not known beforehand, and counts as nothing. `"stage"`: at the last map of each
             spatial resolution.
         head: `"light"` (default: `"separable"` without a 1×1 convolution on the largest map, nor one of more
-            than an eighth of the squared width of the last map in weights; three of them cost at most 5% of
-            common networks), `"conv"` (3×3 convolutions, as in the paper), `"bottleneck"` (1×1, strided 3×3
-            and 1×1 convolution with an inner width of a quarter), `"separable"` (depthwise 3×3 and 1×1),
-            `"linear"` (global pooling and a Dense layer), or a callable `(tensor, width, name)` that gives a
-            map or a vector as KerasTensor, where `width` is the channel count of the last feature map.
-            Convolutional heads have one stride-2 block for each halving of the resolution that remains.
+            than an eighth of the squared width of the last map in weights, but of 64 channels at least; three
+            of them cost at most 5% of common networks), `"conv"` (3×3 convolutions, as in the paper),
+            `"bottleneck"` (1×1, strided 3×3 and 1×1 convolution with an inner width of a quarter),
+            `"separable"` (depthwise 3×3 and 1×1), `"linear"` (global pooling and a Dense layer), or a
+            callable `(tensor, width, name)` that gives a map or a vector as KerasTensor, where `width` is the
+            channel count of the last feature map. Convolutional heads have one stride-2 block for each
+            halving of the resolution that remains.
         name: str, name of the result; by default the name of `model` with `_exits` added.
 
     Returns:

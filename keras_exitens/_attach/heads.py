@@ -239,21 +239,22 @@ def _one_a_halving(block: Block) -> Head:
     return head
 
 
-def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int) -> Any:
+def _light(blocks: _Blocks, tensor: Any, width: int, halvings: int, least: int = 64) -> Any:
     """`separable` without what is dear: no 1×1 convolution on the largest map, nor one of many weights.
 
     It has no hidden layer behind the pooling: where the network is trained with its exits, that costs the
     network's own accuracy (docs/heads.md).
     """
-    count = max(halvings, 1)
+    count, strides = max(halvings, 1), 2 if halvings else 1
     for i in range(1, count + 1):
         blocks.block = i
-        tensor = blocks.depthwise(tensor, 2 if halvings else 1, "a")
-        if i > 1 or count == 1:
-            channels = blocks.channels(tensor)
-            # At most width² / 8 weights; but in narrow networks not so few channels that classes get lost.
-            most = max(width**2 // (8 * channels), min(width, 64))
-            tensor = blocks.conv(tensor, min(2 * channels, most), 1, 1, "b")
+        if i == 1 < count:
+            tensor = blocks.depthwise(tensor, strides, "a")
+            continue
+        channels = blocks.channels(tensor)
+        # At most width² / 8 weights; but in narrow networks not so few channels that classes get lost.
+        most = max(width**2 // (8 * channels), min(width, least))
+        tensor = _separable_block(blocks, tensor, min(2 * channels, most), strides)
     return tensor
 
 

@@ -46,7 +46,7 @@ def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
         ("eed-mse", "1, 1", 1.0),
         ("beed", "1, 1", 2.0),
     ]
-    assert accuracy_choice.against_plain(one, "dbt", accuracy_choice.seen(one)) is None
+    assert accuracy_choice.against(one, "dbt", "plain", accuracy_choice.seen(one)) is None
     (only,) = rows_of(accuracy_choice.regret_table({"a": one}, ["eed-kl"]))
     assert only[:4] == ["eed-kl", "2", "0.00", "+1.00 ± 25.41"], "without the others it has both of its seeds"
 
