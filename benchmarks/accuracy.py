@@ -41,15 +41,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 from accuracy_presets import (
     BUDGETS,
+    EVERY,
     FIRST_RATE,
-    FULL,
     PAPER,
     PLAIN,
     PRESETS,
     REMEDIES,
     SEARCH_SEED,
     SECOND,
-    SMALL,
+    WIDER,
     preset,
     searches,
 )
@@ -450,7 +450,7 @@ def parse(arguments):
     several = functools.partial(parser.add_argument, type=lambda text: text.split(","))
     parser.add_argument("--preset", default="main", choices=PRESETS)
     several("--dataset", dest="datasets", help="one or several, with commas: glyphs,fashion_mnist")
-    several("--networks", help=", ".join({**SMALL, **FULL}))
+    several("--networks", help=", ".join(dict.fromkeys([*EVERY, *WIDER])))
     several("--methods", help=", ".join(PAPER + REMEDIES + SECOND))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")])
     parser.add_argument("--rates", type=lambda text: [float(rate) for rate in text.split(",")])

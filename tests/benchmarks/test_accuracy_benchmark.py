@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import accuracy
+import accuracy_lines
 import accuracy_methods
 import accuracy_presets
 import accuracy_report
+import accuracy_runs
 import accuracy_statistics
+import accuracy_tables
 import glyphs
 import keras
 import numpy as np
@@ -278,9 +281,9 @@ def test_report_counts_pairs_and_takes_the_chosen_rate_alone():
     stray["test"]["last"]["final"] = 0.99
     with_stray = {**lines, key_of(stray["settings"]): stray}
     assert accuracy_report.report(with_stray) == accuracy_report.report(lines)
-    runs = accuracy_report.reported(lines)
-    found = accuracy_report.comparison(
-        runs, accuracy_report.GLYPHS, "eed-kl", "cross-entropy", accuracy_report.test
+    runs = accuracy_runs.reported(lines)
+    found = accuracy_runs.comparison(
+        runs, accuracy_runs.GLYPHS, "eed-kl", "cross-entropy", accuracy_lines.test
     )
     assert found["all"].count == 20 and found["VGG11"].count == 5
     assert found["all"].mean == pytest.approx(5, abs=0.5)
@@ -291,7 +294,7 @@ def test_the_lead_of_the_teacher_is_told_by_epoch():
     for line in lines.values():
         line["validation"]["ensemble"] = [v + 0.03 for v in line["validation"]["final"]]
         line["validation"]["ensemble"][4] -= 0.05
-    text = accuracy_report.teacher_table(accuracy_report.reported(lines), accuracy_report.GLYPHS)
+    text = accuracy_tables.teacher_table(accuracy_runs.reported(lines), accuracy_runs.GLYPHS)
     header, _, *rows = text.splitlines()
     assert "| epoch 3 | epoch 5 | epoch 10 |" in header and len(rows) == 4
     assert all("| +3.0 | -2.0 | +3.0 |" in row for row in rows)
@@ -308,12 +311,12 @@ def screened(gains, networks=None, seeds=accuracy_presets.SEEDS):
         line = line_for(settings, 0.8 + validation / 100 if searched else 0.1, settings["exits"])
         line["test"]["last"] = {**line["test"]["last"], "final": 0.8 + tested / 100}
         lines[key_of(settings)] = line
-    return accuracy_report.reported(lines)
+    return accuracy_runs.reported(lines)
 
 
 def test_remedies_are_ranked_by_validation_of_the_screened_seeds():
     runs = screened({"eed-kl-better": (2, -3), "eed-kl-beta": (1, 4)})
-    _, _, *rows = accuracy_report.remedies_table(runs).splitlines()
+    _, _, *rows = accuracy_tables.remedies_table(runs).splitlines()
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[0] for row in cells][:2] == ["eed-kl-better", "eed-kl-beta"]
     assert [row[1] for row in cells] == ["6"] * 4, "two networks, three of the five seeds"
@@ -324,7 +327,7 @@ def test_remedies_are_ranked_by_validation_of_the_screened_seeds():
 def test_finalists_are_judged_on_pairs_that_did_not_choose_them_too(monkeypatch):
     monkeypatch.setattr(accuracy_report, "FINALISTS", ("eed-kl-better",))
     runs = screened({"eed-kl-better": (2, 1)}, networks=list(accuracy_presets.SMALL))
-    text = accuracy_report.finalists_table(runs)
+    text = accuracy_tables.finalists_table(runs)
     assert "below 0.05: eed-kl-better." in text
     first = next(row for row in text.splitlines() if row.startswith("| eed-kl-better"))
     cells = [cell.strip() for cell in first.split("|")[1:-1]]
@@ -345,9 +348,9 @@ def test_report_on_partial_data_says_what_is_missing(tmp_path):
 
 def test_epochs_to_reach():
     line = {"validation": {"final": [0.1, 0.5, 0.4, 0.7]}}
-    assert accuracy_report.epochs_to(line, 0.5) == 2
-    assert accuracy_report.epochs_to(line, 0.6) == 4
-    assert accuracy_report.epochs_to(line, 0.8) == math.inf
+    assert accuracy_runs.epochs_to(line, 0.5) == 2
+    assert accuracy_runs.epochs_to(line, 0.6) == 4
+    assert accuracy_runs.epochs_to(line, 0.8) == math.inf
 
 
 # Characters in many faces
