@@ -76,6 +76,25 @@ class OnlyBetter(_Teaching):
 
 
 @keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
+class SureFeatures(objectives.EED):
+    """EED("kl") in which features are taught as far as the ensemble knows the image.
+
+    The weight of `L_F` is, sample by sample, the largest probability of the ensemble (`of="any"`) or that of
+    the right class, `exp(-CE)` (`of="right"`).
+    """
+
+    def __init__(self, of="any", **kwargs):
+        super().__init__(**kwargs)
+        self.of = of
+
+    def terms(self, logits, features, y, state, loss):
+        terms = super().terms(logits, features, y, state, loss)
+        teacher = sum(logits) / len(logits)
+        known = ops.exp(-loss(y, teacher)) if self.of == "right" else ops.max(ops.softmax(teacher), axis=-1)
+        return {**terms, "feature": ops.stop_gradient(known) * terms["feature"]}
+
+
+@keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
 class EarlyStudents(_Teaching):
     """The ensemble teaches the early exits; the final one learns from labels alone."""
 
@@ -245,6 +264,8 @@ SECOND = {
     # The weight of the second authors' program, ten times that of the first.
     "eed-kl-strong": lambda steps, exits: objectives.EED("kl", 1.0, feature_weight=0),
     "eed-kl-itself": lambda steps, exits: NeverItself(),
+    "eed-kl-sure": lambda steps, exits: SureFeatures(),
+    "eed-kl-right": lambda steps, exits: SureFeatures("right"),
     "eed-kl-held": lambda steps, exits: HeldOut(exits),
     "eed-mse-scaled": lambda steps, exits: Standardised("mse", feature_weight=0),
     "eed-kl-gap": lambda steps, exits: objectives.EED("kl", Gap(1.0), feature_weight=0),

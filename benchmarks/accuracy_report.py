@@ -12,7 +12,9 @@ import collections
 import functools
 import pathlib
 import textwrap
+from types import MappingProxyType
 
+import heads
 from accuracy import RESULTS, count_done
 from accuracy_choice import choice
 from accuracy_pictures import pictures
@@ -108,7 +110,7 @@ def _filled(text):
     return "\n\n".join(map(fill, text.split("\n\n")))
 
 
-def report(lines, folder=None):
+def report(lines, folder=None, heads_lines=MappingProxyType({})):
     """The report as Markdown; with a folder, its pictures are written there."""
     runs = reported(lines)
     tried = "; ".join(f"{', '.join(map(str, rates))} on {network}" for network, rates in RATES.items())
@@ -124,7 +126,7 @@ def report(lines, folder=None):
         f"{OVERFIT['batch']}, the same optimizer, a learning rate of 0.1 without a search, in the paper's "
         f"steps; {', '.join(WIDER)} of a quarter of their width"
     )
-    parts = [_filled(TITLE), *choice(lines), "\n## How it was measured\n"]
+    parts = [_filled(TITLE), *choice(lines, heads_lines), "\n## How it was measured\n"]
     parts += [
         _filled(INTRODUCTION.format(recipe=recipe, overfit=overfit)),
         "\nWhat there is:\n",
@@ -161,15 +163,16 @@ def report(lines, folder=None):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS)
+    parser.add_argument("--heads", type=pathlib.Path, default=heads.RESULTS, help="runs of heads.py")
     parser.add_argument("--output", type=pathlib.Path, default=DOCUMENT)
     parser.add_argument("--print", action="store_true", help="show the report, write nothing")
     args = parser.parse_args(arguments)
-    lines = Results(args.results, "claims").read()
+    lines, heads_lines = (Results(path, "claims").read() for path in (args.results, args.heads))
     if args.print:
-        print(report(lines))
+        print(report(lines, None, heads_lines))
         return
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(report(lines, args.output.parent / "pictures"))
+    args.output.write_text(report(lines, args.output.parent / "pictures", heads_lines))
 
 
 if __name__ == "__main__":

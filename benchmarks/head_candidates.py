@@ -7,7 +7,7 @@ import functools
 import math
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from keras_exitens._attach import heads
 
@@ -68,6 +68,28 @@ def light_hidden(blocks, tensor, width, halvings):
     return hidden(blocks, blocks.pool(heads.HEADS["light"](blocks, tensor, width, halvings)))
 
 
+@keras.saving.register_keras_serializable(package="keras_exitens_benchmarks")
+class GradientScale(layers.Layer):
+    """Its input, of whose gradient it hands back a share."""
+
+    def __init__(self, share, **kwargs):
+        super().__init__(**kwargs)
+        self.share = share
+
+    def call(self, inputs):
+        return self.share * inputs + (1 - self.share) * ops.stop_gradient(inputs)
+
+    def get_config(self):
+        return {**super().get_config(), "share": self.share}
+
+
+def damped(head, share, blocks, tensor, width, halvings):
+    """A head that hands a share of its gradient back to the network."""
+    if isinstance(tensor, keras.KerasTensor):
+        tensor = GradientScale(share, name=f"{blocks.name}_gradient")(tensor)
+    return heads.HEADS[head](blocks, tensor, width, halvings)
+
+
 CANDIDATES = {
     "mlp": mlp,
     "shrink": shrink,
@@ -75,6 +97,9 @@ CANDIDATES = {
     "mixed_wide": mixed_wide,
     "mixed_hidden": mixed_hidden,
     "light_hidden": light_hidden,
+    "light_half": functools.partial(damped, "light", 0.5),
+    "light_quarter": functools.partial(damped, "light", 0.25),
+    "conv_quarter": functools.partial(damped, "conv", 0.25),
     "light_32": functools.partial(heads.HEADS["light"], least=32),
 }
 

@@ -11,7 +11,8 @@ FOLDER holds CIFAR-100 as its authors publish it: `data.load("cifar100", data_di
 - frozen: a plain network is trained, and all heads on it at once, each behind a stop-gradient: none has an
   influence on the network or on another head, so all see the same features. The commonest use, a network that
   is there already.
-- joint: a network for each head, trained with its exits, objective EED("kl").
+- joint: a network for each head, trained with its exits, objective EED("kl"); for the default head, by other
+  objectives too.
 - plain: the plain network at several widths, trained alike: what one could run in place of early exit.
 
 Each run is one line of results/heads.jsonl, keyed by its settings; runs that are there are skipped. For a
@@ -60,6 +61,7 @@ GROUPS = {
     "later": ("mixed_wide", "light_hidden", "light", "light_32"),
 }
 JOINT = ("light", "mixed_hidden", "linear", "bottleneck")  # heads that are trained with the network
+OBJECTIVES = ("eed-kl-output", "cross-entropy")  # that also train the default head; of accuracy_methods.py
 WHERE = "mixed_hidden"  # exits stand where the compute placement puts those with this head, for all heads
 
 
@@ -73,6 +75,8 @@ def jobs(parts, networks, seeds, recipes, joint=JOINT):
             yield from ({**common, "head": group, "width": width} for group in GROUPS)
         elif part == "joint":
             yield from ({**common, "head": head, "width": width} for head in joint)
+            for objective in OBJECTIVES:
+                yield {**common, "head": "light", "width": width, "objective": objective}
         else:
             yield from ({**common, "head": PLAIN, "width": width} for width in widths)
 
@@ -142,6 +146,7 @@ def run(settings, data_dir=None):
     import head_candidates
     import keras
     from accuracy import build, learning_rate, pipelines
+    from accuracy_methods import make
 
     import keras_exitens as kx
 
@@ -166,7 +171,8 @@ def run(settings, data_dir=None):
         head = settings["head"]
         exits = {"exits": 0} if head == PLAIN else {"exits": EXITS, "head": head}
         model = kx.add_exits(backbone, **exits)
-        trained = kx.ExitEnsembleDistiller(model, kx.objectives.EED("kl"))
+        objective = make(settings.get("objective", "eed-kl"), settings["epochs"] * steps, len(model.output))
+        trained = kx.ExitEnsembleDistiller(model, objective)
         trained.compile(optimizer)
         found = kx.cost(model)
         costs, backbone_cost = {head: list(found.cumulative)}, found.backbone

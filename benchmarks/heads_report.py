@@ -117,7 +117,7 @@ def grouped(lines, part):
     found = collections.defaultdict(lambda: collections.defaultdict(list))
     for line in lines:
         settings = line["settings"]
-        if settings["part"] == part:
+        if settings["part"] == part and "objective" not in settings:  # these are of the accuracy page
             for head, entry in line["heads"].items():
                 name = head if part != "plain" else settings["width"]
                 entry = {**entry, "backbone": line["backbone"], "seed": settings["seed"]}

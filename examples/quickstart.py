@@ -52,7 +52,9 @@ def train(title, splits, args, *, width, exits):
         input_shape=splits.input_shape, classes=splits.classes, width=width, name="resnet18"
     )
     model = kx.add_exits(backbone, exits)
-    objective = kx.objectives.EED() if exits else kx.objectives.CrossEntropy()
+    objective = (
+        None if exits else kx.objectives.CrossEntropy()
+    )  # None: the default, exits that teach each other
     distiller = kx.ExitEnsembleDistiller(model, objective)
     schedule = keras.optimizers.schedules.CosineDecay(0.05, args.epochs * splits.steps_per_epoch)
     distiller.compile(keras.optimizers.SGD(schedule, momentum=0.9), metrics=["accuracy"])

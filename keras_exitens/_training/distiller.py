@@ -54,7 +54,8 @@ class ExitEnsembleDistiller(Step, keras.Model):
     Args:
         model: the result of `add_exits`, or a functional model with a dict of logits `(batch, classes)`. Its
             final exit is the one named `"final"`, or else the one that needs most operations.
-        objective: an objective of `keras_exitens.objectives`; default `EED()`.
+        objective: an objective of `keras_exitens.objectives`; default `EED(feature_weight=0)`, which distils
+            the outputs of the exits and not their features.
         name: str, name of the distiller.
 
     Raises:
@@ -83,7 +84,7 @@ class ExitEnsembleDistiller(Step, keras.Model):
         **kwargs: Any,
     ) -> None:
         parsed = ExitNetwork.of(model)
-        objective = EED() if objective is None else objective
+        objective = EED(feature_weight=0) if objective is None else objective
         arguments.check_objective(objective, parsed.names)
         features = arguments.matching_features(parsed, objective)
         parsed.check_logits()

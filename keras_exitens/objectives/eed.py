@@ -31,7 +31,9 @@ class EED(Objective):
             where there are few, or training is short.
         output_weight: w, a number ≥ 0 or a schedule; default 1 for `"mse"` and 0.1 for `"kl"`.
         temperature: T > 0, used by `"kl"`.
-        feature_weight: v, a number ≥ 0 or a schedule; 0 turns feature distillation off.
+        feature_weight: v, a number ≥ 0 or a schedule; 0 turns feature distillation off, as the distiller does
+            by default. Features that have to agree slow a network down that has little time; one that is
+            trained until it over-fits, with `head="conv"`, gains by them.
 
     Raises:
         ValueError: an argument is out of range.

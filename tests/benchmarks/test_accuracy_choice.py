@@ -52,8 +52,8 @@ def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
 
 
 def test_what_is_said_of_the_default():
-    one = runs({"eed-kl": {1: 3, 2: 1}, "eed-mse": {1: 2, 2: 2.5}})
-    two = runs({"eed-kl": {1: 3, 2: 2}, "eed-mse": {1: 2, 2: 4}})
+    one = runs({accuracy_presets.DEFAULT: {1: 3, 2: 1}, "eed-mse": {1: 2, 2: 2.5}})
+    two = runs({accuracy_presets.DEFAULT: {1: 3, 2: 2}, "eed-mse": {1: 2, 2: 4}})
     gained, told = (
         " ".join(text.split()) for text in accuracy_choice.answer({"a": one, "b": two}).split("\n\n")
     )
@@ -63,8 +63,29 @@ def test_what_is_said_of_the_default():
     assert told.endswith(
         "a, `eed-mse` is +0.25 ± 15.88 ahead of it; b, `eed-mse` is +0.50 ± 19.06 ahead of it."
     )
-    assert "a, no other is ahead of it" in accuracy_choice.answer({"a": runs({"eed-kl": {1: 3}})})
+    assert "a, no other is ahead of it" in accuracy_choice.answer(
+        {"a": runs({accuracy_presets.DEFAULT: {1: 3}})}
+    )
     assert accuracy_choice.answer({"a": {}}) == ""
+
+
+def test_runs_of_the_benchmark_of_heads_are_a_regime_of_their_own():
+    """Those of the default head alone, at the full width, each under the name of its objective."""
+    settings = {"part": "joint", "network": "VGG11", "dataset": "cifar100", "seed": 1, "width": 0.25}
+    right = {"exits": [0.5, 0.6], "budgets": {}}
+
+    def line(exits=right, **changed):
+        found = {**settings, "head": "light", **changed}
+        return {"settings": found, "heads": {found["head"]: {"validation": exits, "test": exits}}}
+
+    lines = [line(), line(objective="cross-entropy"), line(head="linear"), line(part="frozen", head="all")]
+    lines += [line({"exits": [0.7]}, part="plain", head="plain")]
+    lines += [line({"exits": [0.4]}, part="plain", head="plain", width=0.125)]
+    found = accuracy_choice.short(dict(enumerate(lines)))
+    case = "VGG11, cifar100"
+    assert found.keys() == {(case, "eed-kl"), (case, "cross-entropy"), (case, "plain")}
+    assert found[case, "eed-kl"][1]["test"]["last"] == {"exit_1": 0.5, "final": 0.6}
+    assert found[case, "plain"][1]["screening"] == {"final": 0.7}
 
 
 def test_objectives_are_compared_on_the_same_images():

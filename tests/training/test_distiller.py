@@ -919,6 +919,12 @@ def test_what_is_not_an_objective_is_refused(objective, received):
     assert ("brackets" in str(error.value)) == (objective is objectives.EED)
 
 
+def test_the_default_distils_outputs_and_no_features():
+    """Which then need not be as wide as each other."""
+    distiller = kx.ExitEnsembleDistiller(network(widths=(3, 4, 5)))
+    assert distiller.objective.get_config() == objectives.EED(feature_weight=0).get_config()
+
+
 @pytest.mark.parametrize("kind", [objectives.EED, objectives.BEED, objectives.BYOT])
 def test_features_of_unequal_width(kind):
     """They cannot be compared, and need not be."""

@@ -156,7 +156,7 @@ def test_the_distiller_trains_as_with_the_layers_of_keras(monkeypatch):
         monkeypatch.setattr(distiller_module, "prepared", fuse)
         model = network()
         before = {v.path: v.numpy() for v in model.variables}
-        distiller = kx.ExitEnsembleDistiller(model)
+        distiller = kx.ExitEnsembleDistiller(model, kx.objectives.EED())
         distiller.compile(keras.optimizers.SGD(0.01, momentum=0.9))
         distiller.fit(*batch(), batch_size=12, epochs=2, shuffle=False, verbose=0)
         ends.append([v.numpy() for v in model.variables])
@@ -172,7 +172,7 @@ def test_a_float64_network_is_trained():
     networks["float64"].set_weights(networks["float32"].get_weights())
     losses = {}
     for precision, model in networks.items():
-        distiller = kx.ExitEnsembleDistiller(model)
+        distiller = kx.ExitEnsembleDistiller(model, kx.objectives.EED())
         distiller.compile(keras.optimizers.SGD(0.01))
         losses[precision] = distiller.train_on_batch(*batch(), return_dict=True)
     assert losses["float64"]["feature_loss"] > 0
