@@ -314,7 +314,8 @@ def choice(lines, heads_lines):
         regret_table(screened(lines)),
         "\n### The head, and early exit at half of the cost\n",
         "Trained in the over-fitted regime. Thresholds spend at most that share of the network's\n"
-        "multiply-adds on the calibration images; accuracy is of test images. `light` is the default head;\n"
+        "multiply-adds on the calibration images; accuracy is of test images. `light` is the default head,\n"
+        "`light_quarter` the same with a quarter of its gradient handed back to the network;\n"
         "[heads](heads.md) says what the others are.\n",
         half_table(lines),
         "\n### The network first, or all together?\n",

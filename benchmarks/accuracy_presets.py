@@ -56,18 +56,7 @@ WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 FIRST, FIRST_RATE = {"epochs": 30, "first": 30, "head": "light"}, 0.1
 THEN = ("joint", "frozen")
 # Heads that are trained with their network; some are in head_candidates.py.
-HEADS = (
-    "bottleneck",
-    "separable",
-    "mixed_hidden",
-    "mixed",
-    "mixed_wide",
-    "light_hidden",
-    "light_32",
-    "light_half",
-    "light_quarter",
-    "conv_quarter",
-)
+HEADS = ("separable", "mixed_hidden", "mixed", "mixed_wide", "light_hidden", "light_32", "light_quarter")
 # The last begins by saying nothing: with weights of 0 in the classifiers of the exits.
 TRAINED_HEADS = (*({"head": head} for head in HEADS), {"head": "light_hidden", "begin": "zeros"})
 # Training images and epochs of the sweep over sizes.

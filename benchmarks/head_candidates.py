@@ -97,9 +97,7 @@ CANDIDATES = {
     "mixed_wide": mixed_wide,
     "mixed_hidden": mixed_hidden,
     "light_hidden": light_hidden,
-    "light_half": functools.partial(damped, "light", 0.5),
     "light_quarter": functools.partial(damped, "light", 0.25),
-    "conv_quarter": functools.partial(damped, "conv", 0.25),
     "light_32": functools.partial(heads.HEADS["light"], least=32),
 }
 

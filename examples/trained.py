@@ -21,9 +21,9 @@ import keras
 import keras_exitens as kx
 
 WAYS = {
-    "frozen": (False, kx.objectives.CrossEntropy),
-    "taught": (False, kx.objectives.DBT),
-    "joint": (True, kx.objectives.EED),
+    "frozen": (False, kx.objectives.CrossEntropy()),
+    "taught": (False, kx.objectives.DBT()),
+    "joint": (True, None),  # the default: all exits teach each other
 }
 
 
@@ -51,7 +51,7 @@ def with_exits(way, path, splits, args):
     backbone = keras.models.load_model(path)
     backbone.trainable = trainable
     model = kx.add_exits(backbone, args.exits)
-    distiller = kx.ExitEnsembleDistiller(model, objective())
+    distiller = kx.ExitEnsembleDistiller(model, objective)
     rate = args.rate / 10 if trainable else args.rate
     distiller.compile(optimizer(rate, args.exit_epochs, splits), metrics=["accuracy"])
     # Validated once: the validation part is as large for a small training part as for all of it.
