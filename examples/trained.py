@@ -2,7 +2,7 @@
 
 - frozen: not a bit of the network changes; its exits learn from the labels.
 - taught: the same, and the exits learn from what the network says, too (`DBT`).
-- joint: the network goes on learning, at a small rate, with its exits.
+- joint: the network goes on learning with its exits.
 
 Each way starts from the same file. Without --network a small one is trained first and kept in the folder.
 
@@ -52,8 +52,7 @@ def with_exits(way, path, splits, args):
     backbone.trainable = trainable
     model = kx.add_exits(backbone, args.exits)
     distiller = kx.ExitEnsembleDistiller(model, objective)
-    rate = args.rate / 10 if trainable else args.rate
-    distiller.compile(optimizer(rate, args.exit_epochs, splits), metrics=["accuracy"])
+    distiller.compile(optimizer(args.rate, args.exit_epochs, splits), metrics=["accuracy"])
     # Validated once: the validation part is as large for a small training part as for all of it.
     arguments = splits.fit_arguments(args.exit_epochs)
     distiller.fit(**arguments, validation_freq=args.exit_epochs, verbose=2)
@@ -85,7 +84,7 @@ def parse():
     parser.add_argument("--width", type=float, default=0.25, help="width factor of the ResNet18")
     parser.add_argument("--epochs", type=int, default=20, help="of the network")
     parser.add_argument("--exit-epochs", type=int, default=10, help="of the exits")
-    parser.add_argument("--rate", type=float, default=0.05, help="learning rate; a tenth of it for joint")
+    parser.add_argument("--rate", type=float, default=0.05, help="learning rate at the start; it falls to 0")
     parser.add_argument("--exits", type=int, default=3)
     parser.add_argument("--drop", type=float, default=0.01, help="of accuracy, that early exit may cost")
     parser.add_argument("--seed", type=int, default=0)

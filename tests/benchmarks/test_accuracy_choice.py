@@ -51,11 +51,12 @@ def test_objectives_are_compared_on_the_seeds_that_all_of_them_have():
     assert only[:4] == ["eed-kl", "2", "0.00", "+1.00 ± 25.41"], "without the others it has both of its seeds"
 
 
-def test_what_is_said_of_the_default():
-    one = runs({accuracy_presets.DEFAULT: {1: 3, 2: 1}, "eed-mse": {1: 2, 2: 2.5}})
-    two = runs({accuracy_presets.DEFAULT: {1: 3, 2: 2}, "eed-mse": {1: 2, 2: 4}})
+def test_what_is_said_of_an_objective():
+    one = runs({"eed-kl": {1: 3, 2: 1}, "eed-mse": {1: 2, 2: 2.5}})
+    two = runs({"eed-kl": {1: 3, 2: 2}, "eed-mse": {1: 2, 2: 4}})
     gained, told = (
-        " ".join(text.split()) for text in accuracy_choice.answer({"a": one, "b": two}).split("\n\n")
+        " ".join(text.split())
+        for text in accuracy_choice.answer({"a": one, "b": two}, "eed-kl").split("\n\n")
     )
     # On test images, which `runs` mirrors: -3 and -1, then -3 and -2, with t(0.975, 1) times 1 and 0.5.
     assert gained.endswith("a -2.00 ± 12.71 (2 pairs); b -2.50 ± 6.35 (2 pairs).")
@@ -63,10 +64,8 @@ def test_what_is_said_of_the_default():
     assert told.endswith(
         "a, `eed-mse` is +0.25 ± 15.88 ahead of it; b, `eed-mse` is +0.50 ± 19.06 ahead of it."
     )
-    assert "a, no other is ahead of it" in accuracy_choice.answer(
-        {"a": runs({accuracy_presets.DEFAULT: {1: 3}})}
-    )
-    assert accuracy_choice.answer({"a": {}}) == ""
+    assert "a, no other is ahead of it" in accuracy_choice.answer({"a": runs({"eed-kl": {1: 3}})}, "eed-kl")
+    assert accuracy_choice.answer({"a": {}}, "eed-kl") == ""
 
 
 def test_runs_of_the_benchmark_of_heads_are_a_regime_of_their_own():

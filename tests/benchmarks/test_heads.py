@@ -80,7 +80,12 @@ def test_the_study_runs_and_goes_on(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "heads.py"), "--smoke", "--results", str(results)]
     subprocess.run(command, check=True, capture_output=True)
     lines = [json.loads(text) for text in results.read_text().splitlines()]
-    assert [found["settings"]["part"] for found in lines] == ["frozen", "frozen", *["joint"] * 3, *["plain"] * 3]
+    assert [found["settings"]["part"] for found in lines] == [
+        "frozen",
+        "frozen",
+        *["joint"] * 3,
+        *["plain"] * 3,
+    ]
     assert set(lines[0]["heads"]) == {
         *("conv", "bottleneck", "separable", "linear"),
         *("mlp", "shrink", "mixed", "mixed_hidden", "mixed_reuse"),
