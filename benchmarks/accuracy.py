@@ -6,6 +6,8 @@
     python benchmarks/accuracy.py --preset finalists                   # the best of these, in the main table
     python benchmarks/accuracy.py --preset fashion                     # a small table on Fashion-MNIST
     python benchmarks/accuracy.py --preset overfit --data-dir FOLDER   # CIFAR-100, more capacity than images
+    python benchmarks/accuracy.py --preset half --data-dir FOLDER      # there, the default head; early exit
+    python benchmarks/accuracy.py --preset families --data-dir FOLDER  # there, two more families
     python benchmarks/accuracy.py --preset smoke                       # under a minute
     python benchmarks/accuracy.py --preset paper --dataset cifar100    # the paper's recipe, for a GPU
     python benchmarks/accuracy.py --preset main --list                 # what would run, and what is done
@@ -61,18 +63,18 @@ VALIDATION, TEST = 1000, 10000  # images of these parts that are used, at most
 EVALUATION_BATCH = 500
 
 
-def selects(only, settings):
-    """Whether settings pass all filters: `field=value`, or a text that stands in any value."""
+def selected(only, jobs):
+    """The runs, a list of settings, that pass all filters: `field=value`, or a text in any value."""
+    fields = dict.fromkeys(field for settings in jobs for field in settings)
     for condition in only:
         field, equals, value = condition.partition("=")
-        if equals:
-            if field not in settings:
-                raise SystemExit(f"--only {condition}: no such field; there are {', '.join(settings)}")
-            if str(settings[field]) != value:
-                return False
-        elif not any(condition in str(v) for v in settings.values()):
-            return False
-    return True
+        if not equals:
+            jobs = [settings for settings in jobs if any(condition in str(v) for v in settings.values())]
+        elif field in fields:
+            jobs = [settings for settings in jobs if field in settings and str(settings[field]) == value]
+        else:
+            raise SystemExit(f"--only {condition}: no such field; there are {', '.join(fields)}")
+    return jobs
 
 
 # The learning rate
@@ -484,7 +486,7 @@ def main(arguments=None):
         batch=args.batch,
         augment=args.augment,
     )
-    jobs = [job for job in jobs if selects(args.only, job)]
+    jobs = selected(args.only, jobs)
     import glyphs
 
     results = Results(args.results, glyphs.cache_folder() / "claims")

@@ -8,6 +8,8 @@ from accuracy import resolved
 from accuracy_lines import BASE, FINAL, end_of, test
 from accuracy_presets import (
     BUDGETS,
+    CHOSEN_BY,
+    CHOSEN_ON,
     DEFAULT,
     FIRST,
     HALF,
@@ -27,7 +29,7 @@ from accuracy_presets import (
 from accuracy_results import key_of
 from accuracy_statistics import paired
 from accuracy_text import plus_minus, signed, table
-from heads import NETWORKS
+from heads import NETWORKS, objective_of
 
 __all__ = ["choice", "regret_table"]
 
@@ -66,7 +68,8 @@ def seen(runs):
 
 def with_light(lines, heads_lines):
     """`{name: runs}` of the regimes with the default head."""
-    over = of_methods(over_fitted(lines), ()) | runs_of(lines, "half", methods=WENT_ON)
+    over = of_methods(over_fitted(lines), ())
+    over |= runs_of(lines, "half", networks=WIDER, methods=WENT_ON, seeds=SEEDS)
     return {"short": short(heads_lines), "over-fitted": over}
 
 
@@ -84,7 +87,7 @@ def short(lines):
         head, (full, *_) = settings["head"], NETWORKS[settings["network"]]
         if settings["part"] == "frozen" or settings["width"] != full or head not in (PLAIN, "light"):
             continue
-        method = PLAIN if head == PLAIN else settings.get("objective", "eed-kl")
+        method = PLAIN if head == PLAIN else objective_of(settings)
         parts = {part: line["heads"][head][part]["exits"] for part in ("validation", "test")}
         names = [*(f"exit_{i}" for i in range(1, len(parts["test"]))), FINAL]
         screening, tested = (dict(zip(names, parts[part], strict=True)) for part in ("validation", "test"))
@@ -186,6 +189,27 @@ def _best(runs, default):
     return f"`{best}` is {signed(against(runs, best, default, value), p=False)} ahead of it"
 
 
+def fresh_table(runs):
+    """The default less the others on what had no part in its choice, from runs with the default head."""
+    runs = {
+        (network, method): {
+            seed: line for seed, line in seeds.items() if network not in CHOSEN_ON or seed not in CHOSEN_BY
+        }
+        for (network, method), seeds in of_methods(runs, HALF).items()
+    }
+    value, rows = seen(runs), []
+    others = (PLAIN, *(method for method in HALF if method != DEFAULT))
+    for network in (*(name for name in WIDER if (name, DEFAULT) in runs), None):
+        those = {key: seeds for key, seeds in runs.items() if network in (key[0], None)}
+        found = [against(those, DEFAULT, other, of) for other in others for of in (value, test)]
+        if found[0]:
+            cells = [signed(gain, p=network is None) for gain in found]
+            rows.append([network or "all", found[0].count, *cells])
+    header = ["network", "pairs"]
+    header += [f"less `{other}`, {part}" for other in others for part in ("validation", "test")]
+    return table(header, rows) if rows else "No runs yet.\n"
+
+
 # Early exit at half the cost; and what to train first
 
 
@@ -224,7 +248,8 @@ def _cost(found):
 
 def half_table(lines):
     """Early exit with each head, the cheapest first, below plain networks that cost as much."""
-    full, narrow, heads = over_fitted(lines), runs_of(lines, "narrow"), by_head(lines)
+    full, heads = over_fitted(lines), by_head(lines)
+    narrow = runs_of(lines, "narrow", networks=WIDER, seeds=SEEDS)
     rows = []
     for network in WIDER:
         whole = full.get((network, PLAIN))
@@ -282,8 +307,8 @@ library.
 LIGHT = """\
 What `add_exits(model)` and `ExitEnsembleDistiller(model)` do: `light` and `eed-kl-output`. **Short**: 6
 epochs of 10,000 images of CIFAR-100 or 6,000 of Fashion-MNIST, ResNet10 and VGG11 of a quarter of their width
-(`benchmarks/heads.py --part joint`). **Over-fitted**: CIFAR-100, 50 images a class, {epochs} epochs, the same
-networks, the paper's rate and schedule; {regime}.
+(`benchmarks/heads.py --part joint`). **Over-fitted**: CIFAR-100, 50 images a class, {epochs} epochs, the
+paper's rate and schedule; {regime}.
 """
 CONV = """\
 For a network that gives its exits back: `conv` and `eed-kl`. **Over-fitted** as above; **under-fitted**: 94
@@ -317,6 +342,8 @@ def choice(lines, heads_lines):
         told,
         answer(light, DEFAULT),
         regret_table(light, WENT_ON),
+        "\nSeeds and networks that had no part in the choice of the default: it less each of the others.\n",
+        fresh_table(light["over-fitted"]),
         "\n### With the paper's head\n",
         paper,
         answer(conv, "eed-kl"),

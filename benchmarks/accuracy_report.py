@@ -124,7 +124,7 @@ def report(lines, folder=None, heads_lines=MappingProxyType({})):
     overfit = (
         f"{OVERFIT['train_size']:,} training images of CIFAR-100, {OVERFIT['epochs']} epochs, batches of "
         f"{OVERFIT['batch']}, the same optimizer, a learning rate of 0.1 without a search, in the paper's "
-        f"steps; {', '.join(WIDER)} of a quarter of their width"
+        f"steps; widths: {', '.join(f'{network} × {width:g}' for network, (width, _) in WIDER.items())}"
     )
     parts = [_filled(TITLE), *choice(lines, heads_lines), "\n## How it was measured\n"]
     parts += [

@@ -81,6 +81,11 @@ def jobs(parts, networks, seeds, recipes, joint=JOINT):
             yield from ({**common, "head": PLAIN, "width": width} for width in widths)
 
 
+def objective_of(settings):
+    """The name of the objective that trains heads with their network: `EED()` where a run names none."""
+    return settings.get("objective", "eed-kl")
+
+
 # Heads on one network
 
 
@@ -171,7 +176,7 @@ def run(settings, data_dir=None):
         head = settings["head"]
         exits = {"exits": 0} if head == PLAIN else {"exits": EXITS, "head": head}
         model = kx.add_exits(backbone, **exits)
-        objective = make(settings.get("objective", "eed-kl"), settings["epochs"] * steps, len(model.output))
+        objective = make(objective_of(settings), settings["epochs"] * steps, len(model.output))
         trained = kx.ExitEnsembleDistiller(model, objective)
         trained.compile(optimizer)
         found = kx.cost(model)

@@ -91,13 +91,25 @@ def test_the_papers_recipe():
 
 
 def test_only():
-    settings = {"method": "eed-kl", "seed": 1, "rate": 0.06}
-    assert accuracy.selects([], settings)
-    assert accuracy.selects(["method=eed-kl", "seed=1"], settings)
-    assert not accuracy.selects(["method=eed"], settings) and accuracy.selects(["eed"], settings)
-    assert not accuracy.selects(["eed", "seed=2"], settings)
-    with pytest.raises(SystemExit, match="no such field"):
-        accuracy.selects(["sead=1"], settings)
+    jobs = [{"method": "eed-kl", "seed": 1, "rate": 0.06}, {"method": "plain", "seed": 2, "head": "light"}]
+    first, second = ([job] for job in jobs)
+    assert accuracy.selected([], jobs) == jobs
+    assert accuracy.selected(["method=eed-kl", "seed=1"], jobs) == first
+    assert accuracy.selected(["method=eed"], jobs) == [] and accuracy.selected(["eed"], jobs) == first
+    assert accuracy.selected(["eed", "seed=2"], jobs) == []
+    assert accuracy.selected(["head=light"], jobs) == second, "a field that some of the runs have not"
+    with pytest.raises(SystemExit, match="no such field; there are method, seed, rate, head"):
+        accuracy.selected(["sead=1"], jobs)
+
+
+def test_the_plain_network_has_no_head():
+    """It is one run, whichever heads it is compared with."""
+    jobs = accuracy_presets.preset("families", networks=["ResNeXt14"], seeds=[1])
+    assert sum(job["method"] == "plain" for job in jobs) == 1
+    (plain,) = accuracy_presets.preset("overfit", networks=["ResNeXt14"], seeds=[1], methods=["plain"])
+    assert plain in jobs and "head" not in plain
+    light = {job["method"] for job in jobs if job.get("head") == "light"}
+    assert light == set(accuracy_presets.HALF)
 
 
 def test_the_rate_is_chosen_on_validation_alone():

@@ -68,6 +68,20 @@ def test_what_is_said_of_an_objective():
     assert accuracy_choice.answer({"a": {}}, "eed-kl") == ""
 
 
+def test_a_default_is_confirmed_on_what_had_no_part_in_its_choice():
+    """Seed 3 chose it, seeds 4 and 5 did not; and no seed of another network did."""
+    chosen, fresh = (dict.fromkeys((3, 4, 5), gain) for gain in (3, 1))
+    found = runs({"cross-entropy": fresh, "eed-kl": fresh, "eed-kl-output": {**chosen, 4: 2, 5: 4}})
+    found["ResNet10", "plain"] = dict.fromkeys((3, 4, 5), found["ResNet10", "plain"][1])
+    found |= {("ResNeXt14", method): {1: seeds[4]} for (_, method), seeds in found.items()}
+    ours, other, every = rows_of(accuracy_choice.fresh_table(found))
+    assert ours[:4] == ["ResNet10", "2", "+3.00 ± 12.71", "-3.00 ± 12.71"]
+    assert ours[4] == ours[6] == "+2.00 ± 12.71"
+    assert other[:3] == ["ResNeXt14", "1", "+2.00"]
+    assert every[:2] == ["all", "3"] and every[2].startswith("+2.67 ± 2.87 (p 0.250)")
+    assert accuracy_choice.fresh_table({}) == "No runs yet.\n"
+
+
 def test_runs_of_the_benchmark_of_heads_are_a_regime_of_their_own():
     """Those of the default head alone, at the full width, each under the name of its objective."""
     settings = {"part": "joint", "network": "VGG11", "dataset": "cifar100", "seed": 1, "width": 0.25}

@@ -74,6 +74,21 @@ def test_the_page_says_what_the_figures_say(monkeypatch):
     np.testing.assert_allclose(points, [(30, 50), (40, 61), (60, 80)])
 
 
+def test_what_comparing_features_costs_is_said_as_it_was_measured(monkeypatch):
+    report = script("heads_report", monkeypatch)
+    joint, plain = ({("cifar100", "N"): {}} for _ in range(2))
+    for name, finals in {"light": (0.1, 0.2), "light, eed-kl-output": (0.16, 0.26)}.items():
+        entries = [{**entry([1, 2], [0, final], {}), "seed": seed} for seed, final in enumerate(finals)]
+        joint["cifar100", "N"][name] = entries
+    for width, final in ((0.5, 0.0), (1.0, 0.2)):
+        plain["cifar100", "N"][width] = [{**entry([1], [final], {}), "seed": seed} for seed in (0, 1, 2)]
+    said = report.features_cost(joint, plain)
+    assert said.endswith("on CIFAR-100: N -5.0 points by `EED()` and +1.0 without.")
+    (row,) = report.finals(joint, plain)
+    assert row[:2] == ["N, CIFAR-100", "+1.0 ± 63.5 (2)"] and row[3] == "-5.0 ± 63.5 (2)" and row[4] == "–"
+    assert report.features_cost({}, plain).endswith("not run yet.")
+
+
 @pytest.mark.slow
 def test_the_study_runs_and_goes_on(tmp_path):
     results = tmp_path / "heads.jsonl"
