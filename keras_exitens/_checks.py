@@ -4,6 +4,7 @@ import difflib
 import importlib
 import math
 import numbers
+import os
 import sys
 import tokenize
 import warnings
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 __all__ = [
     "OTHER_BYTES",
     "error",
+    "keras_file",
     "nearest",
     "needs_tensorflow",
     "number",
@@ -42,6 +44,9 @@ OTHER_BYTES = (
 )
 
 
+NONE_SIMILAR = "(none is similar)"
+
+
 def error(
     what: str, *, expected: object, received: object, fix: str, kind: type[Exception] = ValueError
 ) -> Exception:
@@ -52,17 +57,20 @@ def error(
 def nearest(name: object, names: Iterable[object], count: int = 3) -> str:
     """Up to `count` of `names` that look most like `name`, as text for an error message."""
     close = difflib.get_close_matches(str(name), [str(n) for n in names], n=count, cutoff=0.3)
-    return ", ".join(repr(n) for n in close) or "(none is similar)"
+    return ", ".join(repr(n) for n in close) or NONE_SIMILAR
 
 
 def one_of(argument: str, value: T, choices: Sequence[object]) -> T:
     """Returns `value` when it is among `choices`, else raises `ValueError`."""
     if value not in choices:
+        similar = nearest(value, choices, 1) if isinstance(value, str) else NONE_SIMILAR
         raise error(
             f"`{argument}` is not one of the known values.",
             expected=" or ".join(repr(c) for c in choices),
             received=f"{argument}={value!r}",
-            fix=f"did you mean {nearest(value, choices, 1)}?",
+            fix=f"for instance {argument}={choices[0]!r}"
+            if similar == NONE_SIMILAR
+            else f"did you mean {similar}?",
         )
     return value
 
@@ -112,6 +120,18 @@ def whole(argument: str, value: Any, *, low: int, high: int | None = None) -> in
             fix=f"pass, for instance, {argument}={max(low, 1)}",
         )
     return int(number(argument, value, low=low, high=high))
+
+
+def keras_file(path: Any, kind: str) -> None:
+    """Raises where Keras would write a model to an HDF5 file, from which it could not read it again."""
+    if os.fspath(path).endswith((".h5", ".hdf5")):
+        raise error(
+            f"An HDF5 file cannot hold this {kind}.",
+            expected='a file name that ends in ".keras"',
+            received=repr(path),
+            fix=f'save("{os.path.splitext(os.fspath(path))[0]}.keras"); weights alone: '
+            'save_weights("name.weights.h5")',
+        )
 
 
 def warn(message: str) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "ACTIVITY_IS_A_MEAN",
     "LocalSymbolicBuild",
     "OperationCall",
+    "StateKept",
     "activity_loss",
     "averaged_function",
     "callback_state",
@@ -30,6 +31,7 @@ __all__ = [
     "loss_scale",
     "loss_tracker",
     "operation_that_made",
+    "recover",
     "seen_as",
     "set_callback_state",
     "set_direction",
@@ -172,6 +174,34 @@ def loss_tracker(model: keras.Model) -> keras.metrics.Mean:
 def trace_predict_again(model: keras.Model) -> None:
     """Has `predict` trace its graph anew. Keras does so by itself after `compile` alone."""
     model.predict_function = None
+
+
+def recover(model: keras.Model) -> None:
+    """Makes a model whose `fit`, `evaluate` or `predict` failed ready for the next call.
+
+    A graph of TensorFlow whose tracing failed stays half made, and fails again. JAX's trainer takes the
+    values out of all variables before the first batch.
+    """
+    model.train_function = model.test_function = model.predict_function = None
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
+_STATE = "trainable_variables", "non_trainable_variables", "optimizer_variables", "metrics_variables"
+
+
+class StateKept:
+    """Has JAX's trainer know the values that it takes out of the variables; before `keras.Model`.
+
+    It knows those of the last batch that succeeded: where the first one fails, there is none, and a trained
+    network would be lost.
+    """
+
+    def _get_jax_state(self, **wanted: bool) -> tuple[Any, ...]:
+        state: tuple[Any, ...] = super()._get_jax_state(**wanted)  # type: ignore[misc]
+        if wanted.get("purge_model_variables"):
+            self._jax_state = dict(zip(filter(wanted.get, _STATE), state, strict=True))
+        return state
 
 
 class LocalSymbolicBuild:

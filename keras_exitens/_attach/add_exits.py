@@ -1,7 +1,9 @@
 """Attaches exits to a network, and takes them off again."""
 
+import inspect
 import itertools
 import math
+import os
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -83,7 +85,9 @@ def add_exits(
     arXiv 2104.00299.
     """
     _check_backbone(model)
-    if not callable(head):
+    if callable(head):
+        _check_callable(head)
+    else:
         checks.one_of("head", head, tuple(HEADS))
     flat = flatten(model)
     graph = flat.graph
@@ -198,6 +202,21 @@ def _with_kerass_own(model: keras.Model) -> keras.Model:
     return rebuilt(graph, model.input, model.output, call, model.name)
 
 
+def _check_callable(head: Callable[..., Any]) -> None:
+    try:
+        inspect.signature(head).bind("tensor", "width", "name")
+    except ValueError:  # has no signature that could be read
+        return
+    except TypeError as cause:
+        raise checks.error(
+            f"`head` cannot be called as a head ({cause}).",
+            expected="a callable (tensor, width, name) that returns a feature map or a vector",
+            received=f"head={head!r}",
+            fix="def head(tensor, width, name): return keras.layers.Conv2D(width, 3, name=name)(tensor)",
+            kind=TypeError,
+        ) from cause
+
+
 def _check_backbone(model: keras.Model) -> None:
     if isinstance(model, keras.Sequential) and not model.built:
         raise checks.error(
@@ -206,6 +225,14 @@ def _check_backbone(model: keras.Model) -> None:
             received=f"{model.name!r}, unbuilt",
             fix="put keras.Input(shape=(height, width, channels)) first, or call model.build((None, height, "
             "width, channels))",
+        )
+    if isinstance(model, str | os.PathLike):
+        raise checks.error(
+            "Exits can be attached to a model, not to the file of one.",
+            expected="a keras.Model",
+            received=repr(model),
+            fix=f"add_exits(keras.models.load_model({os.fspath(model)!r}))",
+            kind=TypeError,
         )
     if not is_functional(model):
         raise checks.error(

@@ -11,13 +11,14 @@ from keras_exitens._inputs import replicas
 from keras_exitens._inputs.batches import (
     are_arrays,
     as_arrays,
+    check_batch_size,
     check_ends,
     counted,
     no_data,
     no_labels,
     raw_batches,
 )
-from keras_exitens._inputs.images import as_array
+from keras_exitens._inputs.images import as_array, explained_sizes, sized
 from keras_exitens._inputs.labels import check_single
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._types import Data
@@ -74,17 +75,20 @@ class Collector:
         self._recorder = _Recorder(self._network.input, outputs, name="recorder")
 
     def __call__(self, data: Data, batch_size: int | None = None, verbose: str | int = "auto") -> ExitRecords:
+        check_batch_size(batch_size)
         arrays = are_arrays(data)
         if tf is None:
             return self._batch_by_batch(data, batch_size or 32, verbose)
         self._recorder.labels_wanted = not arrays
         if arrays:
             x, labels, third = as_arrays(data)
-            found = self._recorder.predict(x, batch_size=batch_size, verbose=verbose)
+            with explained_sizes(self._recorder.inputs[0]):
+                found = self._recorder.predict(x, batch_size=batch_size, verbose=verbose)
         else:
             check_ends(data)
             data = (batch for batch in data) if isinstance(data, tuple | list) else data
-            found = _predict(self._recorder, data, verbose)
+            with explained_sizes(self._recorder.inputs[0]):
+                found = _predict(self._recorder, data, verbose)
             if "labels" not in found:  # where arrays had the graph traced for images alone
                 raise no_labels()
             labels, third = found["labels"], found.get("third")
@@ -127,6 +131,7 @@ class _Recorder(keras.Model):
             raise no_labels()
         check_single(y)
         x, own_rows = replicas.at_least_one_row(x)
+        x = keras.tree.map_structure(lambda images: sized(images, self.inputs[0]), x)
         logits = replicas.gatherable(own_rows(self(x, training=False)), replicas.of_model(self))
         found = {"logits": logits, "labels": y, "third": third}
         return {key: value for key, value in found.items() if value is not None}

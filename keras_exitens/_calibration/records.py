@@ -76,6 +76,10 @@ class ExitRecords:
                     fix="records = kx.collect(model, data)",
                 )
 
+    def __repr__(self) -> str:
+        exits, rows, classes = self.logits.shape
+        return f"<ExitRecords: {rows} images, {exits} exits, {classes} classes>"
+
     def __len__(self) -> int:
         """Number of images, N."""
         return len(self.labels)

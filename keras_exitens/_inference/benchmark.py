@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from keras_exitens import _checks as checks
-from keras_exitens._inputs.batches import labelled_batches
+from keras_exitens._inputs.batches import check_batch_size, labelled_batches
 from keras_exitens._inputs.labels import class_ids
 from keras_exitens._network.costs import cost
 from keras_exitens._network.exit_network import ExitNetwork
@@ -70,6 +70,7 @@ class Benchmark(Report):
 
 def benchmark(early: keras.Model, data: Data, batch_size: int) -> Benchmark:
     """See `EarlyExit.benchmark`."""
+    check_batch_size(batch_size)
     network = ExitNetwork.of(early.model)
     routed = _Timed(early)
     full = _Timed(type(early)(early.model, MaxProbability(0.0, enabled=False), optimize=early.optimize))

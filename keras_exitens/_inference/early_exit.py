@@ -253,6 +253,11 @@ class EarlyExit(Runner, keras.Model):
             backend=backend,
         )
 
+    def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
+        """Saves network, policy and weights to a `.keras` file; see `keras.Model.save`."""
+        checks.keras_file(filepath, "model")
+        super().save(filepath, *args, **kwargs)
+
     def train_step(self, data: Data) -> NoReturn:
         raise _inference_only(
             "fit", "keras_exitens.ExitEnsembleDistiller(early.model).fit(...), which trains the same layers"

@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras_exitens._inference.routing_tensorflow import finite_rows, route
 from keras_exitens._inference.shared_runner import SharedRunner
 from keras_exitens._inputs import replicas
-from keras_exitens._inputs.images import as_taken, check_images, single
+from keras_exitens._inputs.images import as_taken, check_images, explained_sizes, single, sized
 from keras_exitens._keras import trace_predict_again
 from keras_exitens._stages.chain import Chain
 from keras_exitens._types import Data, Tensor
@@ -56,7 +56,7 @@ class Runner(SharedRunner):
         return self._route(chain, images, thresholds)
 
     def _route(self, chain: Sequence[Any], images: Tensor, thresholds: Tensor = None) -> dict[str, Tensor]:
-        given = tf.convert_to_tensor(single(images))
+        given = sized(tf.convert_to_tensor(single(images)), self._image)
         indices = self.policy.enabled_exits(len(self._names))
         finite = finite_rows(given)
         return route(chain, self.policy, indices, as_taken(given, self._image), thresholds, finite)
@@ -78,9 +78,10 @@ class Runner(SharedRunner):
             check_images(x, self._image)
             return self._nothing()
         self._renew()
-        return super().predict(  # type: ignore[misc]
-            x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
-        )
+        with explained_sizes(self._image):
+            return super().predict(  # type: ignore[misc]
+                x, batch_size=batch_size, verbose=verbose, steps=steps, callbacks=callbacks
+            )
 
     def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         """As `keras.Model.predict_on_batch`."""

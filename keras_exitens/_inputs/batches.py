@@ -1,6 +1,7 @@
 """Labelled images, however they are given: as arrays, or as a data set, generator or list of batches."""
 
 import itertools
+import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "are_arrays",
     "are_batches",
     "as_arrays",
+    "check_batch_size",
     "check_ends",
     "counted",
     "image_batches",
@@ -198,6 +200,19 @@ def no_data(data: Any) -> Exception:
         received=repr(data),
         fix="pass Splits.calibration, or (images, labels); a generator gives its batches once only",
     )
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raises where labels were given in the place of a batch size, as Keras's `evaluate` takes them."""
+    if batch_size is not None and not isinstance(batch_size, numbers.Integral):
+        received = f"{type(batch_size).__name__} as `batch_size`"
+        raise checks.error(
+            "`batch_size` is not a whole number.",
+            expected="images and labels as one argument, and an int for `batch_size`",
+            received=f"{received} of shape {batch_size.shape}" if hasattr(batch_size, "shape") else received,
+            fix="pass images and labels as a pair: (images, labels)",
+            kind=TypeError,
+        )
 
 
 def no_labels() -> Exception:

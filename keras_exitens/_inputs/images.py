@@ -1,6 +1,8 @@
 """Images, however they are given, in the form in which a network takes them."""
 
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -11,7 +13,9 @@ from keras_exitens import _checks as checks
 from keras_exitens._backend import NAME, tf
 from keras_exitens._types import Tensor
 
-__all__ = ["as_array", "as_taken", "as_tensor", "check_images", "single"]
+__all__ = ["as_array", "as_taken", "as_tensor", "check_images", "explained_sizes", "single", "sized"]
+
+_INVALID: Any = () if tf is None else tf.errors.InvalidArgumentError
 
 
 def single(images: Any) -> Any:
@@ -55,13 +59,53 @@ def check_images(images: Tensor, wanted: keras.KerasTensor) -> None:
     )
     kind = getattr(images.dtype, "name", str(images.dtype))
     if not fits or not kind.startswith(("float", "bfloat", "int", "uint")):
-        sizes = ", ".join("any" if size is None else str(size) for size in wanted.shape[1:])
-        raise checks.error(
-            "These are not images that the network can take.",
-            expected=f"numbers of shape (batch, {sizes})",
-            received=f"shape {shape} of {kind}",
-            fix="bring them to that shape; a single image is images[None], a batch of one",
-        )
+        raise _misfit(f"shape {shape} of {kind}", wanted)
+
+
+def _misfit(received: str, wanted: keras.KerasTensor) -> Exception:
+    sizes = ", ".join("any" if size is None else str(size) for size in wanted.shape[1:])
+    return checks.error(
+        "These are not images that the network can take.",
+        expected=f"numbers of shape (batch, {sizes})",
+        received=received,
+        fix="bring them to that shape; a single image is images[None], a batch of one",
+    )
+
+
+def sized(images: Any, wanted: keras.KerasTensor) -> Any:
+    """The images, whose size is looked at when a graph runs where it is not known when the graph is made.
+
+    Once a graph of Keras has seen batches of two sizes, TensorFlow makes it anew for all sizes, and images
+    that do not fit would go through it, up to the first layer that fails, or to the end.
+
+    Args:
+        images: whatever the network is called with.
+        wanted: the input of the network.
+    """
+    if tf is None or not tf.is_tensor(images):
+        return images
+    have, want = images.shape, tf.TensorShape([None, *wanted.shape[1:]])
+    if have.rank is not None and (have.rank != want.rank or not have.is_compatible_with(want)):
+        return images  # seen to be wrong already
+    known = have.rank is not None and all(a is not None or b is None for a, b in zip(have, want, strict=True))
+    return images if known else tf.ensure_shape(images, want)
+
+
+@contextlib.contextmanager
+def explained_sizes(wanted: keras.KerasTensor) -> Iterator[None]:
+    """Around a run of graphs: what `sized` finds there, in our own words.
+
+    Raises:
+        ValueError: images do not fit the input of the network.
+    """
+    try:
+        yield
+    except _INVALID as cause:
+        found = re.search(r"\[([\d,]*)\] is not compatible with expected shape", str(cause))
+        if found is None:
+            raise
+        sizes = found[1].replace(",", ", ")
+        raise _misfit(f"shape ({sizes})", wanted) from cause
 
 
 def as_taken(images: Any, wanted: keras.KerasTensor) -> Tensor:

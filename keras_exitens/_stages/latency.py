@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_exitens import _checks as checks
 from keras_exitens._graph.dag import NOMINAL_SIZE
-from keras_exitens._network.costs import ExitCost
+from keras_exitens._network.costs import ExitCost, cost
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._scores import handed_on
 from keras_exitens._stages.compiled import compiled
@@ -60,4 +60,4 @@ def measured_cost(model: keras.Model, batch_size: int = 1, repeats: int = 20) ->
         for (name, part, _, _), seconds in zip(pieces, times, strict=True)
     }
     stages, heads = (tuple(medians.get((name, part), 0.0) for name in names) for part in ("stage", "head"))
-    return ExitCost(names, stages, heads, unit="seconds")
+    return ExitCost(names, stages, heads, unit="seconds", layers=cost(model).layers)

@@ -1,5 +1,6 @@
 """What a distiller is given, and whether it fits together."""
 
+import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,16 +14,21 @@ from keras_exitens.objectives import Objective
 __all__ = ["ENSEMBLE", "check_objective", "check_strategy", "matching_features", "refuse_loss_weights"]
 
 ENSEMBLE = "ensemble"
+NAMES = "EED", "BEED", "DBT", "BYOT", "CrossEntropy"
 
 
 def check_objective(objective: Any, names: Sequence[str]) -> None:
     """Raises unless `objective` is one that can teach exits of these names."""
     if not isinstance(objective, Objective):
+        wanted = objective.__name__ if isinstance(objective, type) else str(objective)
+        similar = difflib.get_close_matches(wanted.lower(), [name.lower() for name in NAMES], 1)
+        named = next((name for name in NAMES if name.lower() in similar), "EED")
         raise checks.error(
             "`objective` is not an objective.",
-            expected="an instance of a class in keras_exitens.objectives",
+            expected=f"an instance of a class in keras_exitens.objectives: {', '.join(NAMES)}, or your own",
             received=f"objective={objective!r}",
-            fix="for instance objectives.EED()" + (", with brackets" if isinstance(objective, type) else ""),
+            fix=f"ExitEnsembleDistiller(model, keras_exitens.objectives.{named}())"
+            + (", with brackets" if isinstance(objective, type) else ""),
         )
     objective.check(len(names))
     if ENSEMBLE in names:

@@ -1,16 +1,19 @@
 """`ExitEnsembleDistiller`: trains a multi-exit network in Keras's own `fit`."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, Self, TypeVar
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_exitens import _checks as checks
 from keras_exitens._backend import tf
 from keras_exitens._inputs import replicas
+from keras_exitens._inputs.images import explained_sizes, sized
 from keras_exitens._inputs.labels import check_labels, check_weights, standard_labels
-from keras_exitens._keras import inner_layers, loss_tracker
+from keras_exitens._keras import inner_layers, loss_tracker, recover
 from keras_exitens._network.exit_network import ExitNetwork
 from keras_exitens._training import arguments
 from keras_exitens._training.arguments import ENSEMBLE
@@ -142,6 +145,7 @@ class ExitEnsembleDistiller(Step, keras.Model):
             A dict from exit name to logits `(batch, classes)`, `"ensemble"` last; with `with_features`, a
             pair of that dict and the list of features `(batch, D)`, empty where the objective uses none.
         """
+        inputs = keras.tree.map_structure(lambda images: sized(images, self.model.inputs[0]), inputs)
         logits, features = self._forward(inputs, training)
         outputs = dict(zip(self._names, logits, strict=True))
         outputs[ENSEMBLE] = mean(at_least_float32(logits))
@@ -215,11 +219,13 @@ class ExitEnsembleDistiller(Step, keras.Model):
 
     def predict(self, x: Data, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """Logits of all exits and of the ensemble; see `keras.Model.predict`, whose arguments it takes."""
-        return self._in_order(super().predict(x, *args, **kwargs))
+        with self._guarded():
+            return self._in_order(super().predict(x, *args, **kwargs))
 
     def predict_on_batch(self, x: Data) -> dict[str, np.ndarray]:
         """Logits of one batch; see `keras.Model.predict_on_batch`."""
-        found = replicas.of_one(super().predict_on_batch(x), rows=len(keras.tree.flatten(x)[0]))
+        with self._guarded():
+            found = replicas.of_one(super().predict_on_batch(x), rows=len(keras.tree.flatten(x)[0]))
         return self._in_order(found)
 
     def _in_order(self, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -322,23 +328,38 @@ class ExitEnsembleDistiller(Step, keras.Model):
             check_labels(labels, self.classes, ignored=self._ignored, required=True)
         callbacks = NonFiniteLoss.first_of(callbacks)
         x, kwargs = resumable(x, callbacks, kwargs)
-        with explained(y, self.classes, self._ignored):
+        with self._guarded(y):
             return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _guarded(self, labels: Any = None) -> Iterator[None]:
+        """Around a run of steps: labels that are arrays are checked, and errors explained."""
+        with explained(labels, self.classes, self._ignored), explained_sizes(self.model.inputs[0]):
+            try:
+                yield
+            except BaseException:
+                recover(self)
+                raise
 
     def evaluate(self, x: Data = None, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """Measures loss and metrics; see `keras.Model.evaluate`, whose arguments it takes."""
-        with explained(y, self.classes, self._ignored):
+        with self._guarded(y):
             return super().evaluate(x, y, *args, **kwargs)
 
     def train_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """One training step; see `keras.Model.train_on_batch`. Labels that are arrays are checked first."""
-        with explained(y, self.classes, self._ignored):
+        with self._guarded(y):
             return super().train_on_batch(x, y, *args, **kwargs)
 
     def test_on_batch(self, x: Data, y: Data = None, *args: Any, **kwargs: Any) -> Any:
         """One evaluation step; see `keras.Model.test_on_batch`. Labels that are arrays are checked first."""
-        with explained(y, self.classes, self._ignored):
+        with self._guarded(y):
             return super().test_on_batch(x, y, *args, **kwargs)
+
+    def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
+        """Saves network, objective and optimizer to a `.keras` file; see `keras.Model.save`."""
+        checks.keras_file(filepath, "distiller")
+        super().save(filepath, *args, **kwargs)
 
     def export(self, filepath: Path, format: str = "tf_saved_model", **kwargs: Any) -> None:
         """Exports the distiller, logits of all exits; see `keras.Model.export`, whose arguments it takes."""

@@ -11,6 +11,7 @@ import jax
 import keras
 
 from keras_exitens import _checks as checks
+from keras_exitens._keras import StateKept
 from keras_exitens._training.shared_step import SharedStep
 from keras_exitens._types import Data, Tensor
 
@@ -19,7 +20,7 @@ __all__ = ["Step"]
 Arrays: TypeAlias = Sequence[jax.Array]
 
 
-class Step(SharedStep):
+class Step(StateKept, SharedStep):
     """The steps that `keras.Model` calls for a batch; see `step.py`."""
 
     def train_step(

@@ -31,7 +31,8 @@ class Step(LocalSymbolicBuild, SharedStep):
         if scale is not None:
             # Dynamic loss scaling skips the update of gradients that overflow, and lowers the scale.
             self._skipped.assign_add(ops.cast(self._loss_scale() < scale, self._skipped.dtype))
-        self._advance(new_state)
+        with tf.control_dependencies([loss]):  # a batch that fails is no step
+            self._advance(new_state)
         return self._logs(x, y, outputs, sample_weight)
 
     def test_step(self, data: Data) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ class MaxProbability(Policy):
     Reference: Hendrycks & Gimpel, A Baseline for Detecting Misclassified Examples, arXiv 1610.02136.
     """
 
+    _highest = 1.0
+
     def score(self, logits: Tensor) -> Tensor:
         return scores.max_probability(array_module(logits), logits)
 
@@ -33,6 +35,8 @@ class Entropy(Policy):
     Reference: Teerapittayanon et al., BranchyNet, arXiv 1709.01686.
     """
 
+    _highest = 1.0
+
     def score(self, logits: Tensor) -> Tensor:
         return scores.entropy(array_module(logits), logits)
 
@@ -45,6 +49,8 @@ class Margin(Policy):
 
     Args: as `Policy`; a threshold is a difference of probabilities.
     """
+
+    _highest = 1.0
 
     def score(self, logits: Tensor) -> Tensor:
         return scores.margin(array_module(logits), logits)

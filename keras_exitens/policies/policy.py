@@ -1,5 +1,6 @@
 """The base of all policies: thresholds for the scores of the exits, and what they decide."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -12,6 +13,8 @@ from keras_exitens._types import Tensor
 from keras_exitens.policies.calibration import Calibration
 
 __all__ = ["Policy", "array_module"]
+
+ROUNDING = 1e-4  # scores and the thresholds between them may be above the greatest score by so much
 
 
 class Policy:
@@ -48,6 +51,7 @@ class Policy:
     """
 
     _calibration: Calibration | None = None
+    _highest = math.inf  # no score is above it
 
     def __init__(
         self,
@@ -57,7 +61,7 @@ class Policy:
         enabled: bool | Sequence[bool] | np.ndarray = True,
         ensemble: bool = False,
     ) -> None:
-        self.thresholds = _each("thresholds", thresholds, _threshold)
+        self.thresholds = _each("thresholds", thresholds, self._threshold)
         self.temperatures = _each("temperatures", temperatures, _temperature)
         self.enabled = _each("enabled", enabled, _flag)
         self.ensemble = _flag("ensemble", ensemble)
@@ -198,6 +202,17 @@ class Policy:
         settings = ", ".join(f"{name}={value!r}" for name, value in self._settings().items())
         return f"{type(self).__name__}({settings})"
 
+    def _threshold(self, name: str, value: Any) -> float:
+        if isinstance(value, float | np.floating) and np.isinf(value):
+            return float(value)
+        value = float(checks.number(name, value))
+        if value > self._highest + ROUNDING:
+            checks.warn(
+                f"No image will leave at a threshold of {value:g}: scores of {type(self).__name__} are at "
+                f"most {self._highest:g}. Pass, for instance, 0.9; inf says that none is to leave."
+            )
+        return value
+
     def _check_lengths(self, exits: int | None) -> None:
         """Raises unless all lists belong to `exits` exits; to one and the same number, where it is `None`."""
         given = {
@@ -226,12 +241,6 @@ def _each(name: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
     if isinstance(value, list | tuple | np.ndarray):
         return tuple(check(name, v) for v in value)
     return check(name, value)
-
-
-def _threshold(name: str, value: Any) -> float:
-    if isinstance(value, float | np.floating) and np.isinf(value):
-        return float(value)
-    return float(checks.number(name, value))
 
 
 def _temperature(name: str, value: Any) -> float:

@@ -1,5 +1,6 @@
 """add_exits, strip_exits, exit_names, exit_features: numbers, sharing, saving, what is refused."""
 
+import pathlib
 import re
 import shutil
 import subprocess
@@ -588,6 +589,27 @@ def test_errors_in_a_callable_head_come_through():
     with pytest.raises(ValueError, match="head of `exit_1`"):
         kx.add_exits(model, 1, head=listing)
     assert state(model) == before
+
+
+@pytest.mark.parametrize("head", [lambda tensor: tensor, lambda: None], ids=["one", "none"])
+def test_callables_that_are_no_heads_are_refused(head):
+    model = plain(*SIXTEEN, size=16)
+    before = state(model)
+    with pytest.raises(TypeError, match=r"`head`(?s:.*)Expected: a callable \(tensor, width, name\)"):
+        kx.add_exits(model, 1, head=head)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("head", [None, 3, "foo", True])
+def test_what_is_like_no_head_is_answered_with_the_default(head):
+    with pytest.raises(ValueError, match="Fix: for instance head='light'"):
+        kx.add_exits(plain(*SIXTEEN, size=16), 1, head=head)
+
+
+@pytest.mark.parametrize("path", ["my.keras", pathlib.Path("my.keras")], ids=["str", "path"])
+def test_the_file_of_a_model_is_answered_with_how_it_is_loaded(path):
+    with pytest.raises(TypeError, match=r"add_exits\(keras\.models\.load_model\('my\.keras'\)\)"):
+        kx.add_exits(path)
 
 
 # Endings -----------------------------------------------------------------------------------------

@@ -263,3 +263,17 @@ def test_any_byte_that_differs_is_noticed_or_changes_nothing(tmp_path):
         np.testing.assert_array_equal(found.labels, records.labels)
         assert found.names == records.names
     assert noticed > len(content) // 2, "check sums cover the arrays"
+
+
+def test_labels_in_the_place_of_the_batch_size(model, data):
+    """As Keras's `evaluate` takes them."""
+    early = kx.EarlyExit(model, kx.policies.MaxProbability(0.5))
+    for call in (lambda: kx.collect(model, *data), lambda: early.benchmark(*data)):
+        with pytest.raises(
+            TypeError, match=r"ndarray as `batch_size` of shape \(37,\)(?s:.*)\(images, labels\)"
+        ):
+            call()
+
+
+def test_records_say_what_they_are(model, data):
+    assert repr(kx.collect(model, data, verbose=0)) == "<ExitRecords: 37 images, 3 exits, 5 classes>"

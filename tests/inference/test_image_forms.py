@@ -211,6 +211,53 @@ def test_several_sizes_in_one_data_set(optimize):
         assert_same(early.predict_on_batch(x), expected)
 
 
+@pytest.mark.parametrize("optimize", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(3, 9, 9, 3), (3, 12, 12, 1), (12, 12, 3), (3, 12, 12)], ids=["size", "channels", "one", "grey"]
+)
+def test_a_graph_that_was_made_for_all_sizes_looks_at_each_batch(case, shape, optimize):
+    """Batches of two sizes have TensorFlow forget the sizes; then a pooled network takes any image at all."""
+    early = case.early(optimize)
+    for rows in (12, 5, 7):
+        early.predict(case.x[:rows], batch_size=rows, verbose=0)
+    wrong = np.zeros(shape, "float32")
+    for given in (wrong, ((batch,) for batch in [wrong]), tf.data.Dataset.from_tensors(wrong)):
+        with pytest.raises(ValueError, match=r"Expected: numbers of shape \(batch, 12, 12, 3\)"):
+            early.predict(given, verbose=0)
+    assert_same(early.predict(case.x, verbose=0), case.right)
+
+
+@pytest.mark.parametrize("way", ["predict", "fit", "evaluate", "train_on_batch", "test_on_batch", "collect"])
+def test_so_does_one_that_trains_or_collects(case, way):
+    distiller = kx.ExitEnsembleDistiller(made(), kx.objectives.CrossEntropy())
+    distiller.compile(keras.optimizers.SGD(0.0))
+    collect = _collector(distiller)
+    ways = {
+        "predict": lambda x, y: distiller.predict(x, verbose=0),
+        "fit": lambda x, y: distiller.fit(x, y, verbose=0),
+        "evaluate": lambda x, y: distiller.evaluate(x, y, verbose=0),
+        "train_on_batch": distiller.train_on_batch,
+        "test_on_batch": distiller.test_on_batch,
+        "collect": lambda x, y: collect((x, y), 32, 0),
+    }
+    run = ways[way]
+    for rows in (12, 5, 7):
+        run(case.x[:rows], case.y[:rows])
+    before = [v.numpy() for v in distiller.weights]
+    for shape in ((3, 9, 9, 3), (3, 9, 12, 3), (3, 12, 12, 1)):
+        with pytest.raises(ValueError, match=r"12, 12, 3|expected|incompatible"):
+            run(np.zeros(shape, "float32"), np.zeros(3, int))
+    for kept, now in zip(before, distiller.weights, strict=True):
+        np.testing.assert_array_equal(kept, now.numpy())
+    run(case.x, case.y)
+
+
+def _collector(distiller):
+    from keras_exitens._calibration.collect import Collector
+
+    return Collector(distiller)
+
+
 def large_only(least):
     """A network of images of any size that are at least so large: convolutions take the borders away."""
     x = inputs = keras.Input((None, None, 3))

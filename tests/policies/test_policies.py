@@ -1,6 +1,7 @@
 """Policies: decisions against a loop over single rows, settings, and saving."""
 
 import math
+import warnings
 
 import keras
 import numpy as np
@@ -191,6 +192,17 @@ def test_names():
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         policies.MaxProbability(**settings)
+
+
+@pytest.mark.parametrize("kind", [policies.MaxProbability, policies.Entropy, policies.Margin])
+def test_a_threshold_in_percent_is_warned_of(kind):
+    with pytest.warns(UserWarning, match=rf"threshold of 90: scores of {kind.__name__} are at most 1"):
+        kind([0.9, 90])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        kind([1.0, math.inf, -math.inf, 1 + 1e-7])
+        policies.Patience(3)
+        LogSum(90)
 
 
 def test_settings_for_another_number_of_exits_are_refused():

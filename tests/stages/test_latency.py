@@ -19,6 +19,8 @@ def test_times_of_all_parts(network):
     assert all(seconds > 0 for seconds in found.heads[:-1])
     assert found.only([True, False, True]).cumulative[-1] == pytest.approx(sum(found.stages) + found.heads[0])
     assert "ms" in str(found)
+    counted = kx.cost(model)
+    assert found.stage_parameters == counted.stage_parameters and found.parameters == counted.parameters > 0
 
 
 def test_work_shows():

@@ -917,6 +917,23 @@ def test_what_is_not_an_objective_is_refused(objective, received):
         kx.ExitEnsembleDistiller(network(), objective)
     assert received in str(error.value)
     assert ("brackets" in str(error.value)) == (objective is objectives.EED)
+    assert "EED, BEED, DBT, BYOT, CrossEntropy" in str(error.value)
+
+
+@pytest.mark.parametrize("given, meant", [("crossentropy", "CrossEntropy"), ("bead", "BEED"), ("dbt", "DBT")])
+def test_the_name_of_an_objective_is_answered_with_that_objective(given, meant):
+    with pytest.raises(ValueError, match=rf"Fix: ExitEnsembleDistiller.*objectives\.{meant}\(\)"):
+        kx.ExitEnsembleDistiller(network(), given)
+
+
+@pytest.mark.parametrize("name", ["distiller.h5", "distiller.hdf5"])
+def test_files_that_could_not_be_read_again_are_not_written(name, tmp_path):
+    distiller = kx.ExitEnsembleDistiller(network())
+    early = kx.EarlyExit(distiller.model, kx.policies.MaxProbability(0.5))
+    for saved in (distiller, early):
+        with pytest.raises(ValueError, match=r"HDF5(?s:.*)Fix: save\(.*distiller\.keras"):
+            saved.save(tmp_path / name)
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_default_distils_outputs_and_no_features():
