@@ -226,14 +226,6 @@ def _check_backbone(model: keras.Model) -> None:
             fix="put keras.Input(shape=(height, width, channels)) first, or call model.build((None, height, "
             "width, channels))",
         )
-    if isinstance(model, str | os.PathLike):
-        raise checks.error(
-            "Exits can be attached to a model, not to the file of one.",
-            expected="a keras.Model",
-            received=repr(model),
-            fix=f"add_exits(keras.models.load_model({os.fspath(model)!r}))",
-            kind=TypeError,
-        )
     if not is_functional(model):
         raise checks.error(
             "Exits can be attached to functional and Sequential models only.",
@@ -241,7 +233,9 @@ def _check_backbone(model: keras.Model) -> None:
             received=f"{type(model).__name__}, a subclassed model with its own call(), or one that holds such"
             if isinstance(model, keras.Model)
             else repr(model),
-            fix="rebuild the network with the functional API, so that its inner tensors are known",
+            fix=f"a file has to be loaded: add_exits(keras.models.load_model({os.fspath(model)!r}))"
+            if isinstance(model, str | os.PathLike)
+            else "rebuild the network with the functional API, so that its inner tensors are known",
             kind=TypeError,
         )
     if len(model.outputs) != 1:
