@@ -1,6 +1,7 @@
 """What to choose, for the accuracy report: objectives in both regimes, half cost, what to train first."""
 
 import collections
+import itertools
 import textwrap
 
 import numpy as np
@@ -14,6 +15,7 @@ from accuracy_presets import (
     FIRST,
     HALF,
     JUDGED,
+    LIGHT,
     OVERFIT,
     PLAIN,
     REMEDIES,
@@ -125,8 +127,8 @@ def common(runs):
 
 
 def against(runs, method, other, value):
-    """`Paired` of two methods, over what is common to all; `None` for one without runs."""
-    if not any(name == method for _, name in runs):
+    """`Paired` of two methods, over what is common to all; `None` where one has no runs."""
+    if not {method, other} <= {name for _, name in runs}:
         return None
     pairs = ((runs[network, method][seed], runs[network, other][seed]) for network, seed in common(runs))
     return paired([value(mine) - value(theirs) for mine, theirs in pairs])
@@ -271,10 +273,29 @@ def half_table(lines):
     return table(header, rows) if rows else "No runs yet.\n"
 
 
+def early_answer(lines):
+    """Early exit with the default head, the default objective less each of the others: a sentence."""
+    runs = {key[:2]: found for key, found in by_head(lines).items() if key[2] == LIGHT["head"]}
+    told = []
+    for other, budget in itertools.product(HALF, map(str, BUDGETS)):
+        gains = [
+            100 * (mine[seed]["early_exit"][budget]["accuracy"] - line["early_exit"][budget]["accuracy"])
+            for (network, method), mine in runs.items()
+            if method == DEFAULT
+            for seed, line in runs.get((network, other), {}).items()
+            if budget in line.get("early_exit", {}) and seed in mine
+        ]
+        if other != DEFAULT and gains:
+            gain = paired(gains)
+            told.append(f"{float(budget):.0%} less `{other}` {signed(gain, p=False)} ({gain.count} pairs)")
+    said = f"**Early exit with the default head, `{DEFAULT}` less the others, points:** {'; '.join(told)}."
+    return textwrap.fill(said, 110, break_on_hyphens=False) + "\n" if told else ""
+
+
 def first_table(lines):
     """The network first and then its exits, beside all together from scratch, at as many epochs in all."""
     after = runs_of(lines, "first", networks=WIDER, methods=HALF)
-    scratch = {key[:2]: seeds for key, seeds in by_head(lines).items() if key[2] == FIRST["head"]}
+    scratch = {key[:2]: seeds for key, seeds in by_head(lines).items() if key[2] == LIGHT["head"]}
     epochs, first = OVERFIT["epochs"], FIRST["first"]
     rows = []
     for network in WIDER:
@@ -304,7 +325,7 @@ both. Test images are for reading alone. `eed-kl` is `EED()`, which compares fea
 `EED(feature_weight=0)`. `benchmarks/accuracy_methods.py` has the formulas of those that are not in the
 library.
 """
-LIGHT = """\
+DEFAULTS = """\
 What `add_exits(model)` and `ExitEnsembleDistiller(model)` do: `light` and `eed-kl-output`. **Short**: 6
 epochs of 10,000 images of CIFAR-100 or 6,000 of Fashion-MNIST, ResNet10 and VGG11 of a quarter of their width
 (`benchmarks/heads.py --part joint`). **Over-fitted**: CIFAR-100, 50 images a class, {epochs} epochs, the
@@ -331,7 +352,7 @@ def regime(runs):
 def choice(lines, heads_lines):
     """The sections, a list of Markdown texts."""
     light, conv = with_light(lines, heads_lines), with_conv(lines)
-    told = LIGHT.format(epochs=OVERFIT["epochs"], regime=regime(conv["over-fitted"]))
+    told = DEFAULTS.format(epochs=OVERFIT["epochs"], regime=regime(conv["over-fitted"]))
     introduction, told, paper = (
         textwrap.fill(text, 110, break_on_hyphens=False) + "\n" for text in (INTRODUCTION, told, CONV)
     )
@@ -342,7 +363,8 @@ def choice(lines, heads_lines):
         told,
         answer(light, DEFAULT),
         regret_table(light, WENT_ON),
-        "\nSeeds and networks that had no part in the choice of the default: it less each of the others.\n",
+        "\nSeeds and networks that had no part in the choice of the default: it less each of the others.\n"
+        "'All' is of the networks and seeds that all of them have.\n",
         fresh_table(light["over-fitted"]),
         "\n### With the paper's head\n",
         paper,
@@ -356,6 +378,7 @@ def choice(lines, heads_lines):
         "multiply-adds on the calibration images; accuracy is of test images. `light` is the default head,\n"
         "`light_quarter` the same with a quarter of its gradient handed back to the network;\n"
         "[heads](heads.md) says what the others are.\n",
+        early_answer(lines),
         half_table(lines),
         "\n### The network first, or all together?\n",
         "The same images, seeds, head (`light`) and number of epochs in all. Each part begins with a rate\n"

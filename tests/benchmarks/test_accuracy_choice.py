@@ -74,7 +74,9 @@ def test_a_default_is_confirmed_on_what_had_no_part_in_its_choice():
     found = runs({"cross-entropy": fresh, "eed-kl": fresh, "eed-kl-output": {**chosen, 4: 2, 5: 4}})
     found["ResNet10", "plain"] = dict.fromkeys((3, 4, 5), found["ResNet10", "plain"][1])
     found |= {("ResNeXt14", method): {1: seeds[4]} for (_, method), seeds in found.items()}
-    ours, other, every = rows_of(accuracy_choice.fresh_table(found))
+    found |= {("VGG11", method): {4: found["ResNet10", method][4]} for method in ("plain", "eed-kl-output")}
+    ours, alone, other, every = rows_of(accuracy_choice.fresh_table(found))
+    assert alone == ["VGG11", "1", "+2.00", "-2.00", "–", "–", "–", "–"], "and no part in what is said of all"
     assert ours[:4] == ["ResNet10", "2", "+3.00 ± 12.71", "-3.00 ± 12.71"]
     assert ours[4] == ours[6] == "+2.00 ± 12.71"
     assert other[:3] == ["ResNeXt14", "1", "+2.00"]
@@ -123,7 +125,8 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
         for job in accuracy_presets.preset(name, networks=["ResNet10"], methods=methods, seeds=[1, 2]):
             line = line_for(job, 0.3)
             line["multiply_adds"] = [int(1000 * job["width"])]
-            line["early_exit"] = {"0.5": {"accuracy": 0.25, "multiply_adds": 1}} if job["exits"] else {}
+            accuracy = 0.25 + 0.01 * job["seed"] * (job["method"] == "eed-kl-output")
+            line["early_exit"] = {"0.5": {"accuracy": accuracy, "multiply_adds": 1}} if job["exits"] else {}
             lines[key_of(job)] = line
     half, first = rows_of(accuracy_choice.half_table(lines)), rows_of(accuracy_choice.first_table(lines))
     assert [row[1:5] for row in half[:3]] == [
@@ -137,6 +140,9 @@ def test_tables_of_early_exit_are_made_of_what_is_done():
     zeros = "light_hidden, classifiers of zeros"
     assert {(f"`{head}`", "eed-kl") for head in (*accuracy_presets.HEADS, zeros)} <= told
     assert len(told) == len(half) - 3
+    assert "50% less `cross-entropy` +1.50 ± 6.35 (2 pairs)" in " ".join(
+        accuracy_choice.early_answer(lines).split()
+    )
     assert half[3][-3:] == ["–", "25.0 ± 0.0", "+0.00 ± 0.00"]
     ways = {row[1] for row in first}
     assert (
