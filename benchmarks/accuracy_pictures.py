@@ -22,7 +22,10 @@ def pictures(runs, folder):
         if has_runs(runs, section):
             section = begun(section, runs) if section is OVERFITTED else section
             made.append(
-                (_gains_picture(runs, section, folder), f"{section.title}: gain over {BASE} at each exit")
+                (
+                    _gains_picture(runs, section, folder),
+                    f"{section.title}: gain over {BASE} at each exit; no bar: fewer than three pairs",
+                )
             )
             made.append(
                 (_curves_picture(runs, section, folder), f"{section.title}: validation accuracy by epoch")
@@ -61,9 +64,11 @@ def _save(figure, folder, name):
 
 
 def _gains_picture(runs, section, folder):
-    figure, axes = _axes(len(section.networks))
+    """Fewer than three pairs have no bar: their interval would set the scale, and say nothing."""
     methods = section.without(PLAIN, BASE)
-    for axis, network in zip(axes, section.networks, strict=True):
+    networks = [n for n in section.networks if any(runs_of(runs, section, n, method) for method in methods)]
+    figure, axes = _axes(max(1, len(networks)))
+    for axis, network in zip(axes, networks, strict=False):
         names = names_of(network)
         axis.axhline(0, color="0.6", linewidth=0.8)
         for offset, method in zip(np.linspace(-0.25, 0.25, len(methods)), methods, strict=True):
@@ -73,7 +78,7 @@ def _gains_picture(runs, section, folder):
                 axis.errorbar(
                     np.arange(len(names)) + offset,
                     [f.mean for f in found],
-                    [0 if math.isnan(f.half) else f.half for f in found],
+                    [f.half if f.count > 2 else 0 for f in found],
                     fmt="o",
                     markersize=3,
                     capsize=2,
