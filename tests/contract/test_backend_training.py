@@ -168,7 +168,10 @@ def test_a_call_that_failed_leaves_nothing_behind(wrong):
         assert histories[0][name] == pytest.approx(values, rel=1e-5), name
     measured = [d.evaluate(images, labels, verbose=0, return_dict=True) for d in (made, other)]
     assert measured[0] == pytest.approx(measured[1], rel=1e-5)
-    batches = [d.train_on_batch(images, labels, return_dict=True) for d in (made, other)]
+    batches = [
+        {name: float(value) for name, value in d.train_on_batch(images, labels, return_dict=True).items()}
+        for d in (made, other)
+    ]
     assert batches[0] == pytest.approx(batches[1], rel=1e-4)
     found = [d.predict(images, verbose=0)["final"] for d in (made, other)]
     np.testing.assert_allclose(*found, atol=1e-4)
