@@ -19,6 +19,7 @@ from accuracy_presets import (
     OVERFIT,
     PLAIN,
     REMEDIES,
+    RIVALS,
     SCREENED,
     SCREENED_ON,
     SEARCH_SEED,
@@ -200,7 +201,7 @@ def fresh_table(runs):
         for (network, method), seeds in of_methods(runs, HALF).items()
     }
     value, rows = seen(runs), []
-    others = (PLAIN, *(method for method in HALF if method != DEFAULT))
+    others = (PLAIN, *RIVALS)
     for network in (*(name for name in WIDER if (name, DEFAULT) in runs), None):
         those = {key: seeds for key, seeds in runs.items() if network in (key[0], None)}
         found = [against(those, DEFAULT, other, of) for other in others for of in (value, test)]
@@ -277,7 +278,7 @@ def early_answer(lines):
     """Early exit with the default head, the default objective less each of the others: a sentence."""
     runs = {key[:2]: found for key, found in by_head(lines).items() if key[2] == LIGHT["head"]}
     told = []
-    for other, budget in itertools.product(HALF, map(str, BUDGETS)):
+    for other, budget in itertools.product(RIVALS, map(str, BUDGETS)):
         gains = [
             100 * (mine[seed]["early_exit"][budget]["accuracy"] - line["early_exit"][budget]["accuracy"])
             for (network, method), mine in runs.items()
@@ -285,7 +286,7 @@ def early_answer(lines):
             for seed, line in runs.get((network, other), {}).items()
             if budget in line.get("early_exit", {}) and seed in mine
         ]
-        if other != DEFAULT and gains:
+        if gains:
             gain = paired(gains)
             told.append(f"{float(budget):.0%} less `{other}` {signed(gain, p=False)} ({gain.count} pairs)")
     said = f"**Early exit with the default head, `{DEFAULT}` less the others, points:** {'; '.join(told)}."

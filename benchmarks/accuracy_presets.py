@@ -57,6 +57,7 @@ JUDGED = (*PAPER, "eed-kl-output", *FINALISTS, *SECOND)
 WENT_ON = ("cross-entropy", "eed-mse", "eed-kl", DEFAULT, "eed-kl-early", "eed-kl-itself")
 # Early exit at these shares of the multiply-adds, by these objectives; plain networks of about these shares.
 BUDGETS, HALF = (0.3, 0.5), ("cross-entropy", "eed-kl", DEFAULT)
+RIVALS = HALF[:-1]  # of the default
 WIDTHS = (0.1369, 0.1768)  # 0.25 √0.3 and 0.25 √0.5
 LIGHT = {"head": "light"}
 # The network alone first, for half of the epochs, and then its exits; at this rate.

@@ -131,8 +131,8 @@ class _Recorder(keras.Model):
             raise no_labels()
         check_single(y)
         x, own_rows = replicas.at_least_one_row(x)
-        x = keras.tree.map_structure(lambda images: sized(images, self.inputs[0]), x)
-        logits = replicas.gatherable(own_rows(self(x, training=False)), replicas.of_model(self))
+        outputs = self(sized(x, self.inputs[0]), training=False)
+        logits = replicas.gatherable(own_rows(outputs), replicas.of_model(self))
         found = {"logits": logits, "labels": y, "third": third}
         return {key: value for key, value in found.items() if value is not None}
 

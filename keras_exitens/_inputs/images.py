@@ -79,9 +79,13 @@ def sized(images: Any, wanted: keras.KerasTensor) -> Any:
     that do not fit would go through it, up to the first layer that fails, or to the end.
 
     Args:
-        images: whatever the network is called with.
+        images: whatever the network is called with, also a dict or list of one tensor.
         wanted: the input of the network.
     """
+    return keras.tree.map_structure(lambda tensor: _sized(tensor, wanted), images)
+
+
+def _sized(images: Any, wanted: keras.KerasTensor) -> Any:
     if tf is None or not tf.is_tensor(images):
         return images
     have, want = images.shape, tf.TensorShape([None, *wanted.shape[1:]])

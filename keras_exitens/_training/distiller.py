@@ -145,8 +145,7 @@ class ExitEnsembleDistiller(Step, keras.Model):
             A dict from exit name to logits `(batch, classes)`, `"ensemble"` last; with `with_features`, a
             pair of that dict and the list of features `(batch, D)`, empty where the objective uses none.
         """
-        inputs = keras.tree.map_structure(lambda images: sized(images, self.model.inputs[0]), inputs)
-        logits, features = self._forward(inputs, training)
+        logits, features = self._forward(sized(inputs, self.model.inputs[0]), training)
         outputs = dict(zip(self._names, logits, strict=True))
         outputs[ENSEMBLE] = mean(at_least_float32(logits))
         return (outputs, features) if with_features else outputs
